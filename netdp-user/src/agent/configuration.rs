@@ -119,7 +119,7 @@ impl Agent {
         }
         let before = std::mem::replace(&mut self.config, config);
         self.selection.masqueraded = self.config.masqueraded();
-        let applied = self.apply();
+        let applied = self.apply_config();
         drop(before);
         self.after_apply(applied);
         self.save_networks();
@@ -137,7 +137,7 @@ impl Agent {
         let before = std::mem::replace(&mut self.config, config);
         self.selection.masqueraded = self.config.masqueraded();
         self.want_networks(&self.config.auto);
-        let applied = self.apply();
+        let applied = self.apply_config();
         drop(before);
         if let ApplyOutcome::Chains = applied {
             self.in_force.rejected.clear();

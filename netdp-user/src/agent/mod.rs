@@ -13,6 +13,7 @@ mod guard;
 mod in_force;
 mod lost_addresses;
 mod memory;
+mod metrics;
 mod modes;
 mod monitor;
 mod network;
@@ -38,6 +39,7 @@ mod termination;
 use crate::config::Config;
 use crate::control::Control;
 use crate::limits;
+use crate::metrics::Metrics;
 use crate::pods::Recorder;
 use crate::programs;
 use crate::reconcile::State;
@@ -48,6 +50,7 @@ use crate::uplinks::{Selection, Snapshot};
 use anyhow::{Context as _, Result, bail};
 use modes::{Engine, Event, SweepCause};
 use netdp_common::flow::DRAIN_SECONDS;
+use std::sync::Arc;
 use std::time::Duration;
 use termination::Termination;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -149,6 +152,8 @@ struct Agent {
     followed: networks::Followed,
     no_address: no_address::NoAddress,
     reach: reach::Reach,
+    /// The metrics, if they are served.
+    metrics: Option<Arc<Metrics>>,
     /// Follows the names of pods, where mappings are ours.
     pods: Option<Recorder>,
     /// Passes events on to those who listen.

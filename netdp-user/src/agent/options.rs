@@ -1,8 +1,10 @@
 //! Options of `netdp run`.
 
 use crate::config::{ClusterCidrs, Document, Options};
+use crate::control::Listen;
 use crate::datapath::Setup;
 use crate::iptables::ChainOptions;
+use crate::metrics::MetricsOptions;
 use crate::pods::PodNameOptions;
 use crate::sources::kube::KubeOptions;
 use crate::uplinks::Patterns;
@@ -78,6 +80,18 @@ pub struct RunOptions {
     pub ready_file: Option<PathBuf>,
     /// Options for following the Kubernetes API; `None` if it is not followed.
     pub kube: Option<KubeOptions>,
-    /// Address for probes, from `--http-listen`.
+    /// Address for probes and metrics, from `--http-listen`.
     pub http_listen: Option<SocketAddr>,
+    /// Options of the metrics.
+    pub metrics: MetricsOptions,
+}
+
+impl RunOptions {
+    /// Returns the addresses to listen on.
+    pub(super) const fn listen(&self) -> Listen {
+        Listen {
+            http: self.http_listen,
+            metrics: self.metrics.listen,
+        }
+    }
 }

@@ -5,7 +5,9 @@ use super::modes::Ebpf;
 use super::readiness::LINES;
 use crate::control::{AgentStatus, REFUSALS};
 use crate::report::UplinkReport;
+use crate::time::now;
 use netdp_common::layout::Family;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Interval between counts of the mappings: counting a million of them is too slow for each sweep.
@@ -23,6 +25,11 @@ pub(super) struct StatusPublisher {
     checked: Vec<UplinkReport>,
     /// Fault found by the last self-check.
     pub(super) fault: Option<String>,
+    /// Whether each uplink has passed it, and its time in seconds since 1970, if there was one.
+    pub(super) passed: BTreeMap<String, bool>,
+    pub(super) checked_at: Option<u64>,
+    /// Time at which a configuration was last accepted or rejected, in seconds since 1970.
+    pub(super) reloaded_at: u64,
     /// Reasons why the node was not ready, as last published.
     pub(super) unready: Vec<String>,
     mappings: usize,
@@ -37,6 +44,9 @@ impl StatusPublisher {
             gone: Vec::new(),
             checked: Vec::new(),
             fault: None,
+            passed: BTreeMap::new(),
+            checked_at: None,
+            reloaded_at: 0,
             unready: Vec::new(),
             mappings: 0,
             counted: None,
@@ -46,6 +56,7 @@ impl StatusPublisher {
     /// Records that a configuration was accepted or rejected.
     pub(super) fn record_config(&mut self, gone: Vec<String>) {
         self.serial += 1;
+        self.reloaded_at = now();
         self.gone = gone;
     }
 
@@ -78,15 +89,20 @@ impl Agent {
         let Some(datapath) = self.engine.as_datapath() else {
             return;
         };
-        let checked = datapath.check_hooks().and_then(|()| {
-            datapath.self_check(
-                &self.config,
-                self.applied.uplinks.values(),
-                &self.applied.local,
-                families,
-            )
-        });
-        let fault = checked.err().map(|err| format!("{err:#}"));
+        let mut fault = datapath.check_hooks().err();
+        let mut passed = BTreeMap::new();
+        for uplink in self.applied.uplinks.values() {
+            let checked = match &fault {
+                None => datapath.self_check(&self.config, uplink, &self.applied.local, families),
+                // The first fault is reported.
+                Some(_) => Ok(()),
+            };
+            passed.insert(uplink.name.clone(), fault.is_none() && checked.is_ok());
+            fault = fault.or(checked.err());
+        }
+        self.publisher.passed = passed;
+        self.publisher.checked_at = Some(now());
+        let fault = fault.map(|err| format!("{err:#}"));
         if fault != self.publisher.fault {
             match &fault {
                 Some(fault) => {
@@ -110,6 +126,7 @@ impl Agent {
         let facts = self.facts();
         let (unready, notes) = (facts.reasons(), facts.notes());
         let no_way_back = facts.no_way_back();
+        self.publish_metrics(unready.is_empty());
         let changed = unready != self.publisher.unready;
         self.publisher.unready.clone_from(&unready);
         if self

@@ -1,5 +1,6 @@
 //! One-time work before the loop.
 
+use super::metrics::measure;
 use super::modes::{Ebpf, Engine};
 use super::{
     Agent, Memory, RunOptions, api, events, facts, findings, foreign, guard, in_force,
@@ -7,6 +8,7 @@ use super::{
 };
 use crate::config::{self, AutoApi, AutoSource};
 use crate::control::Control;
+use crate::metrics::Metrics;
 use crate::pods::Recorder;
 use crate::reconcile::State;
 use crate::rollback::Fallback;
@@ -15,6 +17,7 @@ use crate::state_dir::StateDir;
 use crate::uplinks::{Selection, Snapshot};
 use anyhow::Result;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 impl Agent {
     /// Creates an agent that has put nothing in force yet. The datapath is opened last, and nothing is
@@ -25,14 +28,16 @@ impl Agent {
     /// suffice.
     pub(super) async fn new(mut options: RunOptions, state_dir: StateDir) -> Result<Self> {
         ready::set(&options, false)?;
-        let control = Control::start(options.kube.clone(), options.http_listen)?;
+        let listen = options.listen();
+        let metrics = listen.any().then(|| Arc::new(Metrics::new()));
+        let control = Control::start(options.kube.clone(), listen, metrics.as_ref())?;
         // Both watches are set up before the first read, so that no change is missed.
         let watcher = Watcher::new(&options.config_paths);
         if let Some(problem) = watcher.problem() {
             log::warn!("{problem}");
         }
         let monitor = monitor::Reopening::new().await?;
-        let (engine, no_ebpf) = Engine::start(&options)?;
+        let (mut engine, no_ebpf) = Engine::start(&options)?;
         // State that an earlier agent left in force.
         let (mut keep, mut local, mut kernel) = (BTreeSet::new(), BTreeSet::new(), None);
         if let Some(Ebpf { datapath, .. }) = engine.as_ebpf() {
@@ -45,6 +50,12 @@ impl Agent {
             None => None,
         };
         let events = events::Events::start(&engine, &options.bpffs, &options.state_dir);
+        if let (Some(metrics), Some(sender)) = (&metrics, events.sender()) {
+            metrics.add(Arc::clone(sender.counters()));
+        }
+        if let (Some(metrics), Some(ebpf)) = (&metrics, engine.as_ebpf_mut()) {
+            measure(metrics, ebpf, &options, pods.as_ref())?;
+        }
         let config = config::defaults(&options.config_options);
         let selection = Selection {
             masqueraded: config.masqueraded(),
@@ -107,6 +118,7 @@ impl Agent {
             guard: guard::Guard::new(),
             followed: networks::Followed::default(),
             no_address: no_address::NoAddress::after(had, reported),
+            metrics,
             pods,
             events,
         })

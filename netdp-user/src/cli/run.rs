@@ -6,12 +6,13 @@ use super::klog::Klog;
 use super::kube::KubeFlags;
 use super::policy::Policy;
 use super::values::{
-    kernel_reserved_ports, parse_listen, parse_ports, parse_ranges, parse_timeouts,
+    kernel_reserved_ports, parse_listen, parse_ports, parse_ranges, parse_timeouts, parse_top,
 };
 use crate::agent::{Mode, OnExit, RunOptions};
 use crate::config::parse_duration;
 use crate::datapath::{Mechanism, NoLeak, OnReload, PortMode, Setup};
 use crate::iptables::{ChainOptions, Ports};
+use crate::metrics::{MetricsOptions, PodSeries};
 use crate::pods::{PodNameOptions, PodNames};
 use crate::state_dir::log_if_in_memory;
 use crate::uplinks::Patterns;
@@ -120,9 +121,18 @@ pub(super) struct Run {
     ready_file: Option<PathBuf>,
     #[command(flatten)]
     kube: KubeFlags,
-    /// Address and port to serve /livez and /readyz on.
+    /// Address and port to serve /livez, /readyz and /metrics on.
     #[arg(long, value_name = "ADDR:PORT", value_parser = parse_listen)]
     http_listen: Option<SocketAddr>,
+    /// Address and port to serve /metrics on, and nothing else.
+    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_listen)]
+    metrics_listen: Option<SocketAddr>,
+    /// Metrics about pods: off, added up by namespace, or also for each pod.
+    #[arg(long, value_enum, default_value_t = PodSeries::Namespace)]
+    metrics_pods: PodSeries,
+    /// How many destinations have metrics of their own: those towards which most ports are in use.
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = parse_top)]
+    metrics_top: usize,
     /// Least severe messages to log [default: according to --v, else info].
     #[arg(long, value_enum)]
     log_level: Option<LogLevel>,
@@ -229,6 +239,11 @@ impl Run {
             ready_file: self.ready_file,
             kube: self.kube.options(),
             http_listen: self.http_listen,
+            metrics: MetricsOptions {
+                listen: self.metrics_listen,
+                pods: self.metrics_pods,
+                top: self.metrics_top,
+            },
         })
     }
 }

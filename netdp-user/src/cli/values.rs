@@ -1,6 +1,7 @@
 //! Parsers for values of flags: ports, ranges, timeouts.
 
 use crate::config::parse_duration;
+use crate::metrics::MOST_TOP;
 use crate::misspelling::nearest;
 use anyhow::{Context as _, Result, bail};
 use netdp_common::flow::Timeouts;
@@ -28,6 +29,12 @@ pub(super) const TIMEOUTS: [(&str, TimeoutOf); 10] = [
 
 /// Similarity above which a name is taken for a misspelling.
 const MIN_SIMILARITY: f64 = 0.8;
+
+/// Parses the number of destinations that have metrics of their own.
+pub(super) fn parse_top(text: &str) -> Result<usize> {
+    let number = text.parse().ok().filter(|number| *number <= MOST_TOP);
+    number.with_context(|| format!("expected a number from 0 to {MOST_TOP}"))
+}
 
 /// Parses `NAME=DURATION` entries, applied to the defaults.
 pub(super) fn parse_timeouts(list: &[String]) -> Result<Timeouts> {

@@ -7,6 +7,8 @@ mod health;
 mod lease;
 
 use crate::config::AutoKinds;
+use crate::http::{self, Routes};
+use crate::metrics::Metrics;
 use crate::requirements::NoEbpf;
 use crate::sources::kube::{self, ApiError, ApiUser, ConfigMapRef, KubeOptions, LogThrottle, View};
 use anyhow::{Context as _, Result};
@@ -123,6 +125,22 @@ impl Heartbeat {
     }
 }
 
+/// The addresses to listen on.
+#[derive(Debug, Clone, Copy)]
+pub struct Listen {
+    /// For probes and metrics.
+    pub http: Option<SocketAddr>,
+    /// For metrics alone.
+    pub metrics: Option<SocketAddr>,
+}
+
+impl Listen {
+    /// Reports whether there is an address.
+    pub const fn any(self) -> bool {
+        self.http.is_some() || self.metrics.is_some()
+    }
+}
+
 /// The agent's handle of the thread.
 #[derive(Debug)]
 pub struct Control {
@@ -133,15 +151,21 @@ pub struct Control {
 }
 
 impl Control {
-    /// Starts the thread, if it has anything to do.
+    /// Starts the thread, if it has anything to do. `metrics`: what it serves, if it listens.
     ///
     /// # Errors
-    /// Returns an error if the address cannot be listened on, or the thread cannot be started.
-    pub fn start(kube: Option<KubeOptions>, listen: Option<SocketAddr>) -> Result<Option<Self>> {
-        if kube.is_none() && listen.is_none() {
+    /// Returns an error if an address cannot be listened on, or the thread cannot be started.
+    pub fn start(
+        kube: Option<KubeOptions>,
+        listen: Listen,
+        metrics: Option<&Arc<Metrics>>,
+    ) -> Result<Option<Self>> {
+        if kube.is_none() && !listen.any() {
             return Ok(None);
         }
-        let listener = listen.map(listen_on).transpose()?;
+        let listen_on = |at: Option<SocketAddr>, flag| at.map(|at| http::listen(at, flag));
+        let listener = listen_on(listen.http, "--http-listen").transpose()?;
+        let metrics_listener = listen_on(listen.metrics, "--metrics-listen").transpose()?;
         let heartbeat = Arc::new(Heartbeat {
             start: Instant::now(),
             last: AtomicU64::new(0),
@@ -155,6 +179,8 @@ impl Control {
         let thread = Thread {
             kube,
             listener,
+            metrics_listener,
+            metrics: metrics.map(Arc::clone),
             heartbeat: Arc::clone(&heartbeat),
             status: status_receiver,
             view_sender,
@@ -217,16 +243,12 @@ impl Control {
     }
 }
 
-fn listen_on(at: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(at)
-        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-        .with_context(|| format!("listening on {at} (--http-listen)"))
-}
-
 /// State of the control-plane thread.
 struct Thread {
     kube: Option<KubeOptions>,
     listener: Option<TcpListener>,
+    metrics_listener: Option<TcpListener>,
+    metrics: Option<Arc<Metrics>>,
     heartbeat: Arc<Heartbeat>,
     status: watch::Receiver<AgentStatus>,
     view_sender: watch::Sender<View>,
@@ -236,14 +258,31 @@ struct Thread {
 
 impl Thread {
     async fn run(self) {
-        let health = health::serve(self.listener, self.heartbeat, self.status.clone());
+        let add_metrics = |routes| match &self.metrics {
+            Some(metrics) => metrics.route(routes),
+            None => routes,
+        };
+        let routes = health::probes(Routes::default(), self.heartbeat, self.status.clone());
+        let requests = http::serve(self.listener, add_metrics(routes));
+        let scrapes = http::serve(self.metrics_listener, add_metrics(Routes::default()));
+        let heard = self.metrics.map(|it| it.agent().heard());
+        let throttle = LogThrottle::keeping(heard.unwrap_or_default());
         let api = async {
             if let Some(options) = self.kube {
                 let (view, wanted) = (self.view, self.wanted);
-                follow(options, self.view_sender, view, wanted, self.status).await;
+                let throttle = Arc::new(throttle);
+                follow(
+                    options,
+                    self.view_sender,
+                    view,
+                    wanted,
+                    self.status,
+                    throttle,
+                )
+                .await;
             }
         };
-        tokio::join!(health, api);
+        tokio::join!(requests, scrapes, api);
     }
 }
 
@@ -254,9 +293,9 @@ async fn follow(
     view: watch::Receiver<View>,
     wanted: watch::Receiver<AutoKinds>,
     status: watch::Receiver<AgentStatus>,
+    throttle: Arc<LogThrottle>,
 ) {
     const PAUSE: Duration = Duration::from_secs(5);
-    let throttle = Arc::new(LogThrottle::default());
     let client = loop {
         match kube::connect(options.kubeconfig.as_deref()).await {
             Ok(client) => break client,

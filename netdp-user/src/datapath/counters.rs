@@ -101,6 +101,29 @@ impl Maps {
         Ok(counters)
     }
 
+    /// Returns the counters of all interfaces together, and of each number since its interface has
+    /// it; 0 is the number of interfaces that have none of their own. What earlier interfaces have
+    /// counted is only part of the sum: an interface that goes takes its numbers with it, instead of
+    /// adding them to another's at once.
+    ///
+    /// # Errors
+    /// Returns an error if a map can't be read.
+    pub(crate) fn counters_by_number(&self) -> Result<(Counters, Vec<Counters>)> {
+        let maps = self.counter_maps()?;
+        let mut sum = Counters::default();
+        let mut by_number = Vec::new();
+        for number in 0..UPLINK_NUMBERS {
+            let mut counted = maps.sum(number)?;
+            sum.add(&counted);
+            if number != 0 {
+                let before = maps.before.get(&number, 0);
+                counted.subtract(&before.context("reading the counters_before map")?);
+            }
+            by_number.push(counted);
+        }
+        Ok((sum, by_number))
+    }
+
     /// Returns the entry of an interface with its number: the one that its entry in the map has, or
     /// the lowest that no other has, which counts for it from now on. 0 if all are taken.
     pub(super) fn numbered(&mut self, ifindex: u32, uplink: &Uplink) -> Result<Uplink> {

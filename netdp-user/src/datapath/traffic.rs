@@ -1,6 +1,6 @@
 //! The traffic of mappings: what their halves have, and what was carried over from them.
 
-use super::maps::Maps;
+use super::maps::{Maps, NOT_UP_TO_DATE};
 use super::{batch, bpffs};
 use anyhow::{Context as _, Result};
 use aya::maps::{HashMap, Map, MapData};
@@ -32,6 +32,12 @@ impl TrafficMap {
 }
 
 impl Maps {
+    /// Returns the map of what was carried over.
+    pub(super) fn traffic_data(&self) -> Result<&MapData> {
+        let map = self.traffic.as_ref().context(NOT_UP_TO_DATE)?;
+        Ok(&map.data)
+    }
+
     /// Returns the packets of a half, and their bytes if it counts them: of a half that an earlier
     /// version has begun, those since it does.
     pub(super) fn traffic(

@@ -1,4 +1,4 @@
-//! Live mappings added up by pod and by destination, for `netdp top`.
+//! Live mappings added up by pod and by destination, for `netdp top` and for metrics.
 
 use super::batch;
 use super::maps::Maps;
@@ -13,7 +13,7 @@ use std::net::IpAddr;
 
 /// The most pods, and the most destinations, that are told apart: a scan of all addresses must not
 /// take the viewer's memory.
-const TOLD_APART: usize = 65_536;
+pub(super) const TOLD_APART: usize = 65_536;
 
 /// A destination whose ports mappings share: they are taken for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -60,13 +60,14 @@ impl ByProtocol {
         self.tcp + self.udp + self.icmp + self.other
     }
 
-    fn add(&mut self, protocol: u32) {
-        *match protocol {
+    /// Returns the number of mappings of a protocol.
+    pub(super) const fn of(&mut self, protocol: u32) -> &mut u64 {
+        match protocol {
             proto::TCP => &mut self.tcp,
             proto::UDP => &mut self.udp,
             proto::ICMP | proto::ICMPV6 => &mut self.icmp,
             _ => &mut self.other,
-        } += 1;
+        }
     }
 }
 
@@ -101,35 +102,19 @@ impl Maps {
         };
         let recent = since.map(|since| age(at, since));
         batch::for_each::<Tuple, Mapping>(&self.snat_data, |tuple, half| {
-            let (_, bytes) = self.traffic(Half::Original, tuple, half);
             let is_new = recent.is_some_and(|recent| age(at, half.created) < recent);
-            let added = Use {
-                mappings: 1,
-                new: u64::from(is_new),
-                bytes_out: bytes.unwrap_or(0),
-                bytes_in: 0,
-            };
-            let destination = destination(tuple.proto, tuple.dst, tuple.dst_id, half.addr);
-            let pod = IpAddr::from(tuple.src);
-            usage.protocols.add(tuple.proto);
-            usage.add(pod, destination, &added);
+            let destination = usage.add_original(self, tuple, half, is_new);
             if watched.contains(&destination) {
-                *usage.shares.entry((pod, destination)).or_default() += 1;
+                let share = (IpAddr::from(tuple.src), destination);
+                *usage.shares.entry(share).or_default() += 1;
             }
         })
         .context("reading the snat map")?;
         batch::for_each::<Tuple, Mapping>(&self.rev_snat_data, |wire, half| {
             // A reservation of the node's own flow is no mapping.
-            if half.flags & MAPPING_HOST != 0 {
-                return;
+            if half.flags & MAPPING_HOST == 0 {
+                usage.add_reply(self, wire, half);
             }
-            let (_, bytes) = self.traffic(Half::Reply, wire, half);
-            let added = Use {
-                bytes_in: bytes.unwrap_or(0),
-                ..Use::default()
-            };
-            let destination = destination(wire.proto, wire.src, wire.src_id, wire.dst);
-            usage.add(IpAddr::from(half.addr), destination, &added);
         })
         .context("reading the rev_snat map")?;
         Ok(usage)
@@ -158,6 +143,63 @@ impl Maps {
 }
 
 impl Usage {
+    /// Adds a mapping, by its original half. Returns its destination.
+    pub(super) fn add_original(
+        &mut self,
+        maps: &Maps,
+        tuple: &Tuple,
+        half: &Mapping,
+        is_new: bool,
+    ) -> Destination {
+        let (_, bytes) = maps.traffic(Half::Original, tuple, half);
+        let added = Use {
+            mappings: 1,
+            new: u64::from(is_new),
+            bytes_out: bytes.unwrap_or(0),
+            bytes_in: 0,
+        };
+        let destination = destination(tuple.proto, tuple.dst, tuple.dst_id, half.addr);
+        *self.protocols.of(tuple.proto) += 1;
+        self.add(tuple.src.into(), destination, &added);
+        destination
+    }
+
+    /// Adds the traffic towards the pod, by the reply half.
+    pub(super) fn add_reply(&mut self, maps: &Maps, wire: &Tuple, half: &Mapping) {
+        let (_, bytes) = maps.traffic(Half::Reply, wire, half);
+        let added = Use {
+            bytes_in: bytes.unwrap_or(0),
+            ..Use::default()
+        };
+        let destination = destination(wire.proto, wire.src, wire.src_id, wire.dst);
+        self.add(IpAddr::from(half.addr), destination, &added);
+    }
+
+    /// Subtracts a mapping that has ended: what its original half had, if that was added, and the
+    /// bytes of its reply half.
+    pub(super) fn subtract(
+        &mut self,
+        tuple: &Tuple,
+        half: &Mapping,
+        (was_added, bytes_out): (bool, Option<u64>),
+        bytes_in: Option<u64>,
+    ) {
+        let destination = destination(tuple.proto, tuple.dst, tuple.dst_id, half.addr);
+        let pod = self.pods.get_mut(&IpAddr::from(tuple.src));
+        let uses = [pod, self.destinations.get_mut(&destination)];
+        for used in uses.into_iter().flatten() {
+            used.bytes_in = used.bytes_in.saturating_sub(bytes_in.unwrap_or(0));
+            if was_added {
+                used.mappings = used.mappings.saturating_sub(1);
+                used.bytes_out = used.bytes_out.saturating_sub(bytes_out.unwrap_or(0));
+            }
+        }
+        if was_added {
+            let mappings = self.protocols.of(tuple.proto);
+            *mappings = mappings.saturating_sub(1);
+        }
+    }
+
     fn add(&mut self, pod: IpAddr, destination: Destination, added: &Use) {
         let pods = add(&mut self.pods, pod, added);
         let destinations = add(&mut self.destinations, destination, added);
@@ -213,7 +255,7 @@ mod tests {
     fn protocols_add_up() {
         let mut by = ByProtocol::default();
         for protocol in [proto::TCP, proto::UDP, proto::ICMP, proto::ICMPV6, 47] {
-            by.add(protocol);
+            *by.of(protocol) += 1;
         }
         assert_eq!((by.tcp, by.udp, by.icmp, by.other), (1, 1, 2, 1));
         assert_eq!(by.total(), 5);

@@ -2,7 +2,6 @@
 
 use super::listener::{self, Command, Commands, Given};
 use super::memory::Memory;
-use super::ring::REPORTED;
 use super::service::Sender;
 use super::{Event, Kind, Lost, PerKind, Reply, Ring, setting};
 use anyhow::{Context as _, Result};
@@ -88,7 +87,7 @@ pub(super) fn run(
                     Some(command) => hub.handle(command),
                     None => return Ok(()),
                 },
-                _ = account.tick() => hub.account()?,
+                _ = account.tick(), if !hub.listeners.is_empty() => hub.account()?,
             }
         }
     })
@@ -209,10 +208,6 @@ impl Hub {
         let ring = opened.map_err(|locked| {
             anyhow::anyhow!("process {} reads the programs' events", locked.pid)
         })?;
-        let lost = ring.lost()?;
-        for (kind, _) in REPORTED {
-            self.lost[kind] = lost[kind];
-        }
         // SAFETY: the ring buffer owns its descriptor, and returns the same one for as long as it
         // lives.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
@@ -242,14 +237,8 @@ impl Hub {
     /// Tells listeners what was lost before it came here.
     fn account(&mut self) -> Result<()> {
         let counters = Arc::clone(self.sender.counters());
-        if let Some(ring) = &self.ring {
-            for (kind, index) in REPORTED {
-                let (seen, lost) = ring.get_ref().counts(index)?;
-                counters.set(kind, seen, &lost);
-            }
-        }
         for kind in Kind::ALL {
-            let now = counters.lost(kind);
+            let (_, now) = counters.of(kind)?;
             let before = std::mem::replace(&mut self.lost[kind], now);
             let more = Lost {
                 limited: now.limited.saturating_sub(before.limited),

@@ -1,6 +1,6 @@
 //! The ring buffer of the programs' events, which one process at a time reads.
 
-use super::{Begun, Dropped, Ends, Event, Kind, LOCK, Lost, What, end};
+use super::{Begun, Dropped, Ends, Event, Kind, LOCK, Lost, PerKind, What, end};
 use crate::datapath;
 use crate::private;
 use anyhow::{Context as _, Result};
@@ -18,7 +18,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::path::Path;
 
 /// The kinds that the programs report, with their index in `event_counts`.
-pub(super) const REPORTED: [(Kind, u32); 3] = [
+const REPORTED: [(Kind, u32); 3] = [
     (Kind::Begin, EVENT_BEGIN),
     (Kind::Refused, EVENT_REFUSED),
     (Kind::Drop, EVENT_DROP),
@@ -27,7 +27,7 @@ pub(super) const REPORTED: [(Kind, u32); 3] = [
 /// The ring buffer, with the lock of its reader.
 pub(crate) struct Ring {
     ring: RingBuf<MapData>,
-    counts: PerCpuArray<MapData, EventCount>,
+    reported: Reported,
     _lock: Flock<File>,
 }
 
@@ -65,10 +65,9 @@ impl Ring {
         writeln!(lock, "{}", std::process::id())
             .with_context(|| format!("writing {}", path.display()))?;
         let ring = Map::RingBuf(datapath::open_map(bpffs, pins::EVENTS)?);
-        let counts = Map::PerCpuArray(datapath::open_map(bpffs, pins::EVENT_COUNTS)?);
         let mut ring = Self {
             ring: ring.try_into().context("mapping the events map")?,
-            counts: counts.try_into()?,
+            reported: Reported::open(bpffs)?,
             _lock: lock,
         };
         while ring.ring.next().is_some() {}
@@ -93,13 +92,44 @@ impl Ring {
         Ok(taken)
     }
 
-    /// Returns how many events of a kind the programs have seen, and how many they have left out, since
-    /// the maps were made.
+    /// Returns what the programs have left out, by kind, since the maps were made.
     ///
     /// # Errors
     /// Returns an error if the map can't be read.
-    pub(crate) fn counts(&self, index: u32) -> Result<(u64, Lost)> {
-        let per_cpu = self.counts.get(&index, 0);
+    pub(crate) fn lost(&self) -> Result<PerKind<Lost>> {
+        let mut all = PerKind::default();
+        for (kind, _) in REPORTED {
+            if let Some((_, lost)) = self.reported.of(kind)? {
+                all[kind] = lost;
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// What the programs have counted since the maps were made.
+pub(super) struct Reported(PerCpuArray<MapData, EventCount>);
+
+impl Reported {
+    /// Opens the map below `bpffs`.
+    ///
+    /// # Errors
+    /// Returns an error if there is no such map.
+    pub(super) fn open(bpffs: &Path) -> Result<Self> {
+        let counts = Map::PerCpuArray(datapath::open_map(bpffs, pins::EVENT_COUNTS)?);
+        Ok(Self(counts.try_into()?))
+    }
+
+    /// Returns how many events of a kind the programs have seen, and how many of them they have left
+    /// out; `None` if they do not report the kind.
+    ///
+    /// # Errors
+    /// Returns an error if the map can't be read.
+    pub(super) fn of(&self, kind: Kind) -> Result<Option<(u64, Lost)>> {
+        let Some((_, index)) = REPORTED.iter().find(|(it, _)| *it == kind) else {
+            return Ok(None);
+        };
+        let per_cpu = self.0.get(index, 0);
         let per_cpu = per_cpu.context("reading the event_counts map")?;
         let (mut seen, mut lost) = (0, Lost::default());
         for cpu in per_cpu.iter() {
@@ -107,19 +137,7 @@ impl Ring {
             lost.limited += cpu.limited;
             lost.full += cpu.full;
         }
-        Ok((seen, lost))
-    }
-
-    /// Returns what the programs have left out, by kind, since the maps were made.
-    ///
-    /// # Errors
-    /// Returns an error if the map can't be read.
-    pub(crate) fn lost(&self) -> Result<super::PerKind<Lost>> {
-        let mut all = super::PerKind::default();
-        for (kind, index) in REPORTED {
-            all[kind] = self.counts(index)?.1;
-        }
-        Ok(all)
+        Ok(Some((seen, lost)))
     }
 }
 

@@ -39,7 +39,7 @@ impl Service {
         let sender = Sender {
             events,
             kinds: Arc::default(),
-            counters: Arc::default(),
+            counters: Arc::new(EventCounters::open(bpffs)?),
         };
         let (commands, given) = mpsc::channel(16);
         let hub = Hub::new(bpffs, state_dir, &sender, wanted_sender);
@@ -97,7 +97,7 @@ fn listen(state_dir: &Path) -> Result<UnixListener> {
 }
 
 /// Where the agent tells of events. Never waits.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Sender {
     events: mpsc::Sender<Event>,
     /// The kinds that somebody listens to.

@@ -82,6 +82,11 @@ impl Index {
         })
     }
 
+    /// Returns the last owner of an address, whether it has it still or not.
+    pub(crate) fn last_owner(&self, address: IpAddr) -> Option<&Claim> {
+        self.claims.get(&address)?.last()
+    }
+
     /// Returns all claims.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Claim> {
         self.claims.values().flatten()
@@ -182,6 +187,8 @@ mod tests {
         assert_eq!(name(&index, 3_000), Some(("a", true)));
         assert_eq!(name(&index, 4_000), None);
         assert_eq!(name(&index, 9_000), Some(("b", true)));
+        let last = index.last_owner("10.0.0.2".parse().unwrap());
+        assert_eq!(last.map(|claim| claim.name.as_str()), Some("b"));
     }
 
     #[test]

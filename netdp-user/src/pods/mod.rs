@@ -9,13 +9,12 @@ mod recorder;
 
 use crate::state_dir::StateDir;
 use crate::time::pretty;
-use index::Index;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-pub(crate) use index::{Claim, Owner};
+pub(crate) use index::{Claim, Index, Owner};
 pub(crate) use recorder::Recorder;
 
 /// Directory in which container runtimes let libcni cache results.

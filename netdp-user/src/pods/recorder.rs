@@ -9,6 +9,7 @@ use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
@@ -42,6 +43,7 @@ enum Wake {
 pub(crate) struct Recorder {
     wake: SyncSender<Wake>,
     thread: Option<JoinHandle<()>>,
+    index: Arc<Mutex<Index>>,
 }
 
 impl Recorder {
@@ -60,10 +62,11 @@ impl Recorder {
         }
         let keep = Duration::from_secs(longest(timeouts)) + BEYOND;
         let (wake, woken) = sync_channel(1);
+        let index = Arc::new(Mutex::new(saved(&state_dir)));
         let follower = Follower {
             dir: options.cni_dir.clone(),
             is_required: options.source == PodNames::Cni,
-            index: saved(&state_dir),
+            index: Arc::clone(&index),
             state_dir,
             keep: u64::try_from(keep.as_millis()).unwrap_or(u64::MAX),
             watcher: None,
@@ -77,7 +80,13 @@ impl Recorder {
         Ok(Some(Self {
             wake,
             thread: Some(thread),
+            index,
         }))
+    }
+
+    /// Returns the index that the thread keeps up to date. It is locked for moments only.
+    pub(crate) fn index(&self) -> Arc<Mutex<Index>> {
+        Arc::clone(&self.index)
     }
 }
 
@@ -96,7 +105,7 @@ impl Drop for Recorder {
 struct Follower {
     dir: PathBuf,
     is_required: bool,
-    index: Index,
+    index: Arc<Mutex<Index>>,
     state_dir: StateDir,
     /// Milliseconds for which ended claims are remembered.
     keep: u64,
@@ -134,8 +143,13 @@ impl Follower {
             return;
         };
         let now = cache::milliseconds(SystemTime::now());
-        if self.index.refresh(found, now, self.keep)
-            && let Err(err) = self.save()
+        let claims = {
+            let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+            let changed = index.refresh(found, now, self.keep);
+            changed.then(|| index.iter().cloned().collect())
+        };
+        if let Some(claims) = claims
+            && let Err(err) = self.save(claims)
         {
             log::warn!("{err:#}");
         }
@@ -184,8 +198,7 @@ impl Follower {
         }
     }
 
-    fn save(&self) -> Result<()> {
-        let mut claims: Vec<Claim> = self.index.iter().cloned().collect();
+    fn save(&self, mut claims: Vec<Claim>) -> Result<()> {
         claims.sort_by_key(|claim| (claim.from, claim.address));
         let saved = Saved {
             schema: Saved::SCHEMA,

@@ -36,6 +36,7 @@ mod lifecycle;
 mod limits;
 mod many_flows;
 mod masquerade;
+mod metrics;
 mod migration;
 mod monitor;
 mod no_address;

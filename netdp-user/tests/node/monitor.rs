@@ -199,7 +199,7 @@ fn events_are_shown_as_they_happen() -> Result<()> {
 
     let shown = text.0.stdout();
     for wanted in [
-        format!("begin    shop/cart {}", pod),
+        format!("begin    shop/cart {pod}"),
         format!(" → {to} udp as {seen} eth0 rule everything else"),
         format!(" → {to} udp: every port is taken  NDP502  #"),
         format!(

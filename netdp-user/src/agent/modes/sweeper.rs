@@ -4,6 +4,7 @@
 use super::super::SWEEP_INTERVAL;
 use crate::datapath::{NumberedPolicy, SweepRules, SweepStats, Sweeper};
 use crate::events;
+use crate::metrics::SweepRecorder;
 use crate::policy::Keeper;
 use anyhow::{Context as _, Result, bail};
 use std::path::Path;
@@ -37,6 +38,8 @@ struct Request {
     policy: Option<NumberedPolicy>,
     /// Where ended mappings are told.
     events: Option<events::Sender>,
+    /// What counts for metrics, with the first request after it was set.
+    recorder: Option<SweepRecorder>,
 }
 
 /// Result of a sweep.
@@ -67,6 +70,8 @@ pub(in crate::agent) struct SweeperThread {
     pressure_at: Option<u64>,
     /// Time of the next check of the tables.
     check_at: Instant,
+    /// What counts for metrics, until the thread has it.
+    recorder: Option<SweepRecorder>,
 }
 
 impl SweeperThread {
@@ -86,19 +91,32 @@ impl SweeperThread {
             .name("netdp-sweep".into())
             .spawn(move || {
                 let _abort = AbortOnPanic;
+                let mut counting = None;
                 while let Ok(request) = received.recv() {
                     let Request {
                         rules,
                         cause,
                         policy,
                         events,
+                        recorder,
                     } = request;
                     sweeper.tell(events);
+                    if let Some(recorder) = recorder {
+                        match sweeper.count() {
+                            Ok(()) => counting = Some(recorder),
+                            Err(err) => log::warn!("counting for metrics: {err:#}"),
+                        }
+                    }
                     let kept = policy.map_or(Ok(()), |it| keeper.keep(sweeper.maps(), &it));
                     if let Err(err) = kept {
                         log::warn!("counts of prefixes: {err:#}");
                     }
-                    if sent.send(run(&mut sweeper, &rules, cause)).is_err() {
+                    let begun = std::time::Instant::now();
+                    let outcome = run(&mut sweeper, &rules, cause);
+                    if let (Some(recorder), Ok(stats)) = (&mut counting, &outcome.stats) {
+                        recorder.record(&mut sweeper, stats, begun);
+                    }
+                    if sent.send(outcome).is_err() {
                         return;
                     }
                     notify.notify_one();
@@ -116,7 +134,13 @@ impl SweeperThread {
             live: 0,
             pressure_at: None,
             check_at: Instant::now() + SWEEP_INTERVAL,
+            recorder: None,
         })
+    }
+
+    /// Has the thread count for metrics, from the next sweep on.
+    pub(in crate::agent) fn record_for(&mut self, recorder: SweepRecorder) {
+        self.recorder = Some(recorder);
     }
 
     /// Waits until the next check of the tables is due. Cancel-safe.
@@ -151,6 +175,7 @@ impl SweeperThread {
             cause,
             policy,
             events,
+            recorder: self.recorder.take(),
         };
         if self.requests.send(request).is_err() {
             bail!("the sweeper thread exited: mappings no longer expire; restart the agent");

@@ -37,33 +37,34 @@ const fn pod(family: Family) -> IpAddr {
 }
 
 impl Datapath {
-    /// Sends two packets of each family through the program of each uplink: one that `config`
-    /// bypasses, and one that it masquerades. Uplinks without an Ethernet header can't be tested.
+    /// Sends two packets of each family through the program of an uplink: one that `config`
+    /// bypasses, and one that it masquerades. An uplink without an Ethernet header can't be tested.
     ///
     /// # Errors
     /// Returns an error that names the wrong result and the uplink.
-    pub fn self_check<'a>(
+    pub fn self_check(
         &mut self,
         config: &Config,
-        uplinks: impl Iterator<Item = &'a Uplink>,
+        uplink: &Uplink,
         local: &BTreeSet<IpAddr>,
         families: &[Family],
     ) -> Result<()> {
-        for uplink in uplinks.filter(|uplink| uplink.link_layer == LinkLayer::Ethernet) {
-            for &family in families {
-                let has_address = match family {
-                    Family::V4 => uplink.v4.is_some(),
-                    Family::V6 => uplink.v6.is_some(),
-                };
-                if let Some(to) = destination(config, RuleAction::Bypass, family, local) {
-                    self.check_bypassed(uplink, to)?;
-                }
-                if let Some(to) = destination(config, RuleAction::Masquerade, family, local)
-                    && has_address
-                    && self.maps.action(&Addr::from(to))? == layout::Action::Masquerade
-                {
-                    self.check_masqueraded(uplink, to, local)?;
-                }
+        if uplink.link_layer != LinkLayer::Ethernet {
+            return Ok(());
+        }
+        for &family in families {
+            let has_address = match family {
+                Family::V4 => uplink.v4.is_some(),
+                Family::V6 => uplink.v6.is_some(),
+            };
+            if let Some(to) = destination(config, RuleAction::Bypass, family, local) {
+                self.check_bypassed(uplink, to)?;
+            }
+            if let Some(to) = destination(config, RuleAction::Masquerade, family, local)
+                && has_address
+                && self.maps.action(&Addr::from(to))? == layout::Action::Masquerade
+            {
+                self.check_masqueraded(uplink, to, local)?;
             }
         }
         Ok(())

@@ -24,6 +24,11 @@ impl CarriedOver {
         }
     }
 
+    /// Returns the number of these halves.
+    pub fn count(&self) -> usize {
+        self.halves.len()
+    }
+
     /// Removes the entries of halves that do not exist any more, or belong to another mapping: an
     /// agent was killed, or a packet carried over while its mapping ended. The pass has seen all
     /// halves.

@@ -7,7 +7,7 @@ use netdp_common::flow::age;
 use netdp_common::layout::{Half, Mapping, Tuple};
 
 /// Mappings that are about to end, while somebody listens.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct EndedMappings {
     /// Where they are told; `None` if nobody listens.
     sender: Option<Sender>,
@@ -22,6 +22,11 @@ impl EndedMappings {
             sender: sender.cloned(),
             waiting: Vec::new(),
         }
+    }
+
+    /// Reports whether anyone listens.
+    pub(super) const fn is_wanted(&self) -> bool {
+        self.sender.is_some()
     }
 
     /// Adds a mapping that ends, at the tick `now`.

@@ -23,6 +23,7 @@ mod replies;
 mod schedule;
 mod stale;
 mod sweeper;
+mod tally;
 
 use netdp_common::flow::Timeouts;
 use std::collections::BTreeSet;
@@ -31,8 +32,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+pub(crate) use clock::cpu_time;
 pub(super) use clock::now;
 pub use sweeper::Sweeper;
+pub(crate) use tally::PodChange;
 
 /// Result of a sweep.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -5,6 +5,7 @@ use super::ended::EndedMappings;
 use super::eviction::Candidates;
 use super::replies::Replies;
 use super::stale::StaleMappings;
+use super::tally::Tally;
 use super::{SweepRules, SweepStats};
 use crate::datapath::batch;
 use crate::datapath::maps::Maps;
@@ -66,6 +67,8 @@ pub struct Pass<'a> {
     accounts: Accounts,
     /// Wire tuples that have become free.
     freed: Vec<Tuple>,
+    /// Counts for metrics, if they are wanted.
+    pub tally: Option<Tally>,
 }
 
 impl<'a> Pass<'a> {
@@ -93,6 +96,7 @@ impl<'a> Pass<'a> {
             evictable: Candidates::default(),
             accounts: Accounts::new(secret),
             freed: Vec::new(),
+            tally: None,
         }
     }
 
@@ -105,6 +109,7 @@ impl<'a> Pass<'a> {
                 ..self.stats
             },
             freed: self.freed,
+            tally: self.tally.map(Tally::restart),
             accounts: self.accounts.restart(),
             told: self.told,
             ..Self::new(now, Secret::default(), self.rules, horizon)
@@ -118,8 +123,8 @@ impl<'a> Pass<'a> {
     }
 
     /// Reads all reply halves that affect a decision.
-    pub fn read_replies(&self, maps: &Maps) -> Result<Replies> {
-        let conditions = &self.conditions;
+    pub fn read_replies(&mut self, maps: &Maps) -> Result<Replies> {
+        let (conditions, tally) = (&self.conditions, &mut self.tally);
         let mut replies = Replies::default();
         batch::for_each::<Tuple, Mapping>(&maps.rev_snat_data, |wire, half| {
             let idle = u64::from(age(conditions.now, half.last_seen));
@@ -130,7 +135,12 @@ impl<'a> Pass<'a> {
                 } else {
                     replies.reservations += 1;
                 }
-            } else if idle >= conditions.min_idle(wire.proto) {
+                return;
+            }
+            if let Some(tally) = tally {
+                tally.add_reply(maps, wire, half);
+            }
+            if idle >= conditions.min_idle(wire.proto) {
                 replies.insert(wire, half);
             }
         })
@@ -236,8 +246,14 @@ impl<'a> Pass<'a> {
         half: &Mapping,
         reply: Option<Mapping>,
     ) {
+        if let Some(tally) = &mut self.tally {
+            tally.scanned(tuple, half);
+        }
         let (count, why) = match disposition {
             Disposition::Keep(_) => {
+                if let Some(tally) = &mut self.tally {
+                    tally.kept(maps, tuple, half);
+                }
                 self.stats.live += 1;
                 self.stale.add(tuple.dst);
                 self.accounts.count_live(tuple, half);
@@ -249,7 +265,15 @@ impl<'a> Pass<'a> {
         };
         *count += 1;
         self.accounts.count_ended(tuple, half);
+        // One that a pass has read lacks its bytes.
+        let needs_bytes = self.tally.is_some() || self.told.is_wanted();
+        let is_complete =
+            |reply: &Mapping| !needs_bytes || reply.flags & Half::Reply.counted() != 0;
+        let reply = reply.filter(is_complete);
         let reply = reply.or_else(|| maps.rev_snat.get(wire, 0).ok());
+        if let Some(tally) = &mut self.tally {
+            tally.ended(maps, (tuple, wire), half, reply.as_ref(), false);
+        }
         self.end(maps, (tuple, wire), half, reply.as_ref(), why);
     }
 
@@ -388,6 +412,9 @@ impl<'a> Pass<'a> {
                 let idle = idle(self.conditions.now, half.last_seen, reply.last_seen);
                 let carried = Carried::by(tuple, &half, Some(&reply));
                 if eviction_class(&carried, idle) == Some(candidate.class) {
+                    if let Some(tally) = &mut self.tally {
+                        tally.ended(maps, (tuple, wire), &half, Some(&reply), true);
+                    }
                     self.end(maps, (tuple, wire), &half, Some(&reply), EndedBy::Room);
                     self.accounts.count_evicted(tuple, &half);
                     self.stats.live -= 1;

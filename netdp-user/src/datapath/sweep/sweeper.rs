@@ -6,6 +6,7 @@ use super::pass::Pass;
 use super::replies::Replies;
 use super::schedule::{Cooldown, Schedule, Usage};
 use super::stale::StaleMappings;
+use super::tally::{Census, Meter, PodChange, Scope};
 use super::{SweepRules, SweepStats};
 use crate::datapath::maps::Maps;
 use crate::events::Sender;
@@ -15,6 +16,8 @@ use netdp_common::flow::ticks;
 use netdp_common::layout::Secret;
 use netdp_common::layout::Tuple;
 use netdp_common::sweep::{EvictionTargets, pressure_limit};
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -42,6 +45,10 @@ pub struct Sweeper {
     inbound_at: Option<u32>,
     /// Where ended mappings are told.
     events: Option<Sender>,
+    /// Live inbound flows that it left.
+    inbound: usize,
+    /// Counts for metrics, if they are wanted.
+    meter: Option<Meter>,
 }
 
 impl Sweeper {
@@ -59,12 +66,28 @@ impl Sweeper {
             cooldown: Cooldown::new(Instant::now()),
             inbound_at: None,
             events: None,
+            inbound: 0,
+            meter: None,
         })
     }
 
     /// Tells those who listen to `events` of mappings that end from here on.
     pub(crate) fn tell(&mut self, events: Option<Sender>) {
         self.events = events;
+    }
+
+    /// Counts for metrics from now on.
+    ///
+    /// # Errors
+    /// Returns an error if the clock can't be read.
+    pub(crate) fn count(&mut self) -> Result<()> {
+        self.meter = Some(Meter::new(now(&self.maps)?));
+        Ok(())
+    }
+
+    /// Takes what was counted, if a full pass has ended since the last time.
+    pub(crate) fn take_counts(&mut self) -> Option<(Census, HashMap<IpAddr, PodChange>)> {
+        self.meter.as_mut()?.take()
     }
 
     /// Returns the maps, for reading.
@@ -81,6 +104,11 @@ impl Sweeper {
     /// Returns the time until another full pass may run to evict mappings.
     pub fn cooldown(&self) -> Duration {
         self.cooldown.remaining(Instant::now())
+    }
+
+    /// Returns the number of live inbound flows, as of their last sweep.
+    pub(crate) const fn inbound(&self) -> usize {
+        self.inbound
     }
 
     /// Returns the number of mappings above which the tables are nearly full.
@@ -183,6 +211,7 @@ impl Sweeper {
         let mut pass = Pass::new(begun, self.secret, rules, ticks(interval));
         pass.told = EndedMappings::for_listeners(self.events.as_ref());
         pass.stale = StaleMappings::collect(settings.flags);
+        pass.tally = self.meter.as_ref().map(|it| it.tally(Scope::Full, begun));
         let mut replies = pass.read_replies(&self.maps)?;
         pass.scan_originals(&self.maps, &mut replies)?;
         let evicts = pass.stats.live + replies.reservations > self.schedule.threshold(limit);
@@ -192,10 +221,16 @@ impl Sweeper {
         }
         if pass.stats.stopped {
             pass.correct_counts(&mut self.maps)?;
+            self.take_in(&mut pass);
             return Ok(pass.stats);
+        }
+        if let Some(tally) = &mut pass.tally {
+            tally.census.reservations = replies.reservations;
+            tally.census.carried = replies.carried.count();
         }
         pass.finish(&mut self.maps, &mut replies)?;
         pass.correct_all_counts(&mut self.maps)?;
+        self.take_in(&mut pass);
         self.sweep_inbound(begun)?;
         let due = std::mem::take(&mut pass.due);
         let cost = cpu_time()?.saturating_sub(start);
@@ -236,8 +271,10 @@ impl Sweeper {
         pass.conditions.scheduled_before = self.schedule.last_scan();
         let settings = self.maps.settings()?;
         pass.stale = StaleMappings::collect(settings.flags);
+        pass.tally = (self.meter.as_ref()).map(|it| it.tally(Scope::Originals, now));
         pass.scan_originals(&self.maps, &mut Replies::default())?;
         pass.correct_all_counts(&mut self.maps)?;
+        self.take_in(&mut pass);
         if pass.stats.stopped {
             return Ok(pass.stats);
         }
@@ -252,6 +289,7 @@ impl Sweeper {
     fn end_due(&mut self, rules: &SweepRules, now: u32, due: &[Tuple]) -> Result<SweepStats> {
         let mut pass = Pass::new(now, self.secret, rules, u64::from(u32::MAX));
         pass.told = EndedMappings::for_listeners(self.events.as_ref());
+        pass.tally = self.meter.as_ref().map(|it| it.tally(Scope::Due, now));
         let mut unseen = due;
         let mut result = Ok(());
         while !unseen.is_empty() && result.is_ok() {
@@ -269,6 +307,7 @@ impl Sweeper {
         let mut again = std::mem::take(&mut pass.due);
         again.extend(at_once(unseen));
         self.schedule.add(now, again);
+        self.take_in(&mut pass);
         result?;
         let stats = pass.stats;
         self.schedule
@@ -276,11 +315,18 @@ impl Sweeper {
         Ok(stats)
     }
 
+    /// Takes in what a pass has counted for metrics.
+    fn take_in(&mut self, pass: &mut Pass<'_>) {
+        if let (Some(meter), Some(tally)) = (&mut self.meter, pass.tally.take()) {
+            meter.take_in(tally, !pass.stats.stopped);
+        }
+    }
+
     /// Ends live inbound flows, every [`INBOUND_SECONDS`].
     fn sweep_inbound(&mut self, now: u32) -> Result<()> {
         let since = self.inbound_at.map(|at| u64::from(age(now, at)));
         if since.is_none_or(|since| since >= ticks(INBOUND_SECONDS)) {
-            self.maps.sweep_inbound(now)?;
+            self.inbound = self.maps.sweep_inbound(now)?;
             self.inbound_at = Some(now);
         }
         Ok(())

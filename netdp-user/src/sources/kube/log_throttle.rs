@@ -3,10 +3,11 @@
 
 use super::api_error::{ApiError, ApiErrorKind};
 use super::watch_id::WatchId;
-use crate::time::pretty;
+use crate::time::{self, pretty};
 use log::Level;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Minimum interval between two log lines about new errors of one kind: an API that comes and goes
@@ -186,9 +187,21 @@ fn describe(user: ApiUser, error: &ApiError) -> String {
 
 /// Log throttle common to all parts of the agent.
 #[derive(Debug, Default)]
-pub(crate) struct LogThrottle(Mutex<State>);
+pub(crate) struct LogThrottle {
+    state: Mutex<State>,
+    /// Time of the last success, in seconds since 1970.
+    heard: Arc<AtomicU64>,
+}
 
 impl LogThrottle {
+    /// Returns a throttle that also keeps the time of the last success, in seconds since 1970.
+    pub(crate) fn keeping(heard: Arc<AtomicU64>) -> Self {
+        Self {
+            heard,
+            ..Self::default()
+        }
+    }
+
     /// Records an error; called on each failed attempt.
     pub(crate) fn record_error(&self, user: ApiUser, error: &ApiError) {
         self.log(|state| state.record_error(user, error, Instant::now()));
@@ -197,6 +210,10 @@ impl LogThrottle {
 
     /// Records that a request of this part succeeded.
     pub(crate) fn record_success(&self, user: ApiUser) {
+        // A client that could be made has not asked anything yet.
+        if user != ApiUser::Client {
+            self.heard.store(time::now(), Ordering::Relaxed);
+        }
         self.log(|state| state.record_success(user, Instant::now()));
     }
 
@@ -206,7 +223,7 @@ impl LogThrottle {
     }
 
     fn log(&self, line: impl FnOnce(&mut State) -> Option<Line>) {
-        let line = line(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let line = line(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
         if let Some((level, line)) = line {
             log::log!(level, "{line}");
         }

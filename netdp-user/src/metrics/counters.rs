@@ -1,0 +1,123 @@
+//! Metrics from the pinned maps of counters, which outlive the agent.
+
+use super::samples::Samples;
+use super::table::{ALLOCATIONS, BYTES, CREATED, DROPPED, FRAGMENTS, ICMP_ERRORS, PACKETS};
+use super::{Source, lock};
+use crate::datapath::Maps;
+use anyhow::Result;
+use netdp_common::layout::{Counters, DropReason, Traffic};
+use nix::net::if_::if_indextoname;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Mutex;
+
+/// Label of all interfaces without a number of their own. No label of another interface: brackets
+/// are unusual, and equal names are added up.
+const OTHERS: &str = "(other)";
+
+/// The pinned counters.
+pub(crate) struct PinnedCounters(Mutex<Maps>);
+
+impl PinnedCounters {
+    /// Opens the maps pinned below `bpffs`.
+    ///
+    /// # Errors
+    /// Returns an error if a map is missing or has another type or size.
+    pub(crate) fn open(bpffs: &Path) -> Result<Self> {
+        Ok(Self(Mutex::new(Maps::open(bpffs)?)))
+    }
+}
+
+impl Source for PinnedCounters {
+    fn collect(&self, samples: &mut Samples) -> Result<()> {
+        let maps = lock(&self.0);
+        // Before the counters: a number that is given to another interface meanwhile begins at 0.
+        let mut names = BTreeMap::from([(0, OTHERS.to_owned())]);
+        for ifindex in maps.interfaces()? {
+            // An interface that has just gone has no counters any more.
+            if let (Ok(uplink), Ok(name)) = (maps.uplink(ifindex), if_indextoname(ifindex))
+                && uplink.number() != 0
+            {
+                names.insert(uplink.number(), name.to_string_lossy().into_owned());
+            }
+        }
+        let (sum, by_number) = maps.counters_by_number()?;
+        drop(maps);
+        let mut by_name = BTreeMap::<String, Counters>::new();
+        for (number, counters) in (0..).zip(&by_number) {
+            if let Some(name) = names.remove(&number) {
+                by_name.entry(name).or_default().add(counters);
+            }
+        }
+        for (name, counters) in &by_name {
+            add(samples, name, counters);
+        }
+        samples.count(ICMP_ERRORS, &[], sum.errors_translated);
+        samples.count(FRAGMENTS, &[], sum.fragments_held);
+        samples.count(CREATED, &[], sum.mappings_created);
+        let kept = sum.mappings_created.saturating_sub(sum.ports_changed);
+        let refused = sum.drops.get(DropReason::NoFreePort);
+        samples.count(ALLOCATIONS, &["kept"], kept);
+        samples.count(ALLOCATIONS, &["changed"], sum.ports_changed);
+        samples.count(ALLOCATIONS, &["refused"], refused);
+        Ok(())
+    }
+}
+
+/// Returns the outcomes of packets, each with its direction and its label.
+fn outcomes(counters: &Counters) -> [(&'static str, &'static str, Traffic); 8] {
+    [
+        ("egress", "masqueraded", counters.egress_masqueraded),
+        ("egress", "bypassed", counters.egress_bypassed),
+        ("egress", "host", counters.egress_host),
+        ("egress", "reply", counters.egress_replies),
+        ("egress", "untouched", counters.egress_untouched),
+        ("egress", "let_out", counters.egress_let_out),
+        ("ingress", "translated", counters.ingress_translated),
+        ("ingress", "passed", counters.ingress_passed),
+    ]
+}
+
+/// Adds the counters of an interface.
+fn add(samples: &mut Samples, uplink: &str, counters: &Counters) {
+    for (direction, outcome, traffic) in outcomes(counters) {
+        let labels = [uplink, direction, outcome];
+        samples.count(PACKETS, &labels, traffic.packets);
+        samples.count(BYTES, &labels, traffic.bytes);
+    }
+    for reason in DropReason::ALL {
+        let dropped = counters.drops.get(*reason);
+        samples.count(DROPPED, &[uplink, reason.name()], dropped);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{add, outcomes};
+    use crate::metrics::samples::Samples;
+    use netdp_common::layout::{Counters, DropReason};
+
+    #[test]
+    fn every_counter_with_bytes_is_an_outcome_except_what_is_counted_twice() {
+        let outcomes = outcomes(&Counters::default());
+        assert_eq!(outcomes.len(), Counters::WITH_BYTES - 1);
+        assert_eq!(
+            super::DROPPED.most,
+            super::super::table::INTERFACES * DropReason::ALL.len()
+        );
+    }
+
+    #[test]
+    fn what_was_never_counted_is_there_with_0() {
+        let mut samples = Samples::default();
+        add(&mut samples, "eth0", &Counters::default());
+        let text = samples.into_text().unwrap();
+        for reason in DropReason::ALL {
+            let name = reason.name();
+            let line =
+                format!("netdp_dropped_packets_total{{uplink=\"eth0\",reason=\"{name}\"}} 0\n");
+            assert!(text.contains(&line), "{line}{text}");
+        }
+        assert_eq!(text.matches("outcome=").count(), 16);
+    }
+}
