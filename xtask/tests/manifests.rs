@@ -46,6 +46,10 @@ fn kustomize_and_helm_give_the_same_objects() -> Result<()> {
         ),
         (objects("base", "files", "")?, json!({"api": false})),
         (objects("base", "sys-admin", "")?, json!({"sysAdmin": true})),
+        (
+            objects("base", "metrics", "")?,
+            json!({"metrics": {"enabled": true}}),
+        ),
         (objects("base", "takeover", "")?, json!({"takeover": true})),
         (
             objects("base", "named-maps", "")?,
@@ -108,6 +112,7 @@ fn helm_refuses_bad_values_and_says_which() -> Result<()> {
         (json!({"args": "--enable-ipv6"}), "/args"),
         (json!({"args": ["enable-ipv6"]}), "/args/0"),
         (json!({"httpPort": 0}), "/httpPort"),
+        (json!({"metrics": {"port": 0}}), "/metrics/port"),
         (json!({"mode": "shadow"}), "/mode"),
         (json!({"maxUnavailable": "0%"}), "/maxUnavailable"),
         (json!({"image": {"digest": "sha256:12"}}), "/image/digest"),

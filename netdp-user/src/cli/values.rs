@@ -106,11 +106,16 @@ pub(super) fn kernel_reserved_ports() -> BTreeSet<u16> {
     })
 }
 
-/// Parses an address and port to listen on, including Go's `:8080` for all addresses.
+/// Parses an address and port to listen on, including Go's `:8080` for all addresses. An IPv6
+/// address needs no brackets: manifests can't know which family a node's address has.
 pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     let all = text.strip_prefix(':').map(|port| format!("0.0.0.0:{port}"));
     let text = all.as_deref().unwrap_or(text);
-    text.parse().map_err(|_| {
+    let unbracketed = || {
+        let (address, port) = text.rsplit_once(':')?;
+        Some(SocketAddr::new(address.parse().ok()?, port.parse().ok()?))
+    };
+    text.parse().ok().or_else(unbracketed).ok_or_else(|| {
         "expected an address and a port, such as 127.0.0.1:8080, [::]:8080 or :8080".to_owned()
     })
 }
@@ -158,6 +163,7 @@ mod tests {
             (":8080", "0.0.0.0:8080"),
             ("127.0.0.1:1", "127.0.0.1:1"),
             ("[::]:1", "[::]:1"),
+            ("2001:db8::7:10269", "[2001:db8::7]:10269"),
         ] {
             assert_eq!(parse_listen(text).unwrap().to_string(), place);
         }

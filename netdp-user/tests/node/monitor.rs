@@ -132,6 +132,20 @@ fn name_pod(world: &World) -> Result<WorkDir> {
     Ok(dir)
 }
 
+const METRICS: &str = "127.0.0.1:10269";
+
+/// Returns the value of a series.
+fn metric(world: &World, series: &str) -> Result<String> {
+    let url = format!("http://{METRICS}/metrics");
+    let curl = ["curl", "-sS", "-m", "10", "--fail", &url];
+    let text = world.bed.node.run(&curl)?;
+    let mut values = text.lines().filter_map(|line| line.strip_prefix(series));
+    let value = values
+        .next()
+        .with_context(|| format!("no {series}: {text}"))?;
+    Ok(value.trim().to_owned())
+}
+
 /// Returns the IPv4 endpoint of the far echo server.
 fn far(world: &World) -> Result<SocketAddr> {
     let all = echoes(&world.far);
@@ -142,8 +156,16 @@ fn far(world: &World) -> Result<SocketAddr> {
 fn events_are_shown_as_they_happen() -> Result<()> {
     let mut world = World::with(
         crate::common::POLICY,
-        &["--enable-ipv6", "--to-ports", "40000-40000"],
+        &[
+            "--enable-ipv6",
+            "--to-ports",
+            "40000-40000",
+            "--metrics-listen",
+            METRICS,
+        ],
     )?;
+    let never = metric(&world, "netdp_events_total{kind=\"drop\"}")?;
+    assert_eq!(never, "0", "before the first");
     let _echo = Echo::start(&world.far)?;
     let cni = name_pod(&world)?;
     let cni = cni.path().to_str().context("a path")?;
@@ -192,6 +214,10 @@ fn events_are_shown_as_they_happen() -> Result<()> {
         (&1.into(), &1.into())
     );
     ensure!(end["age_seconds"].as_u64() >= Some(1000), "{end}");
+    assert_eq!(metric(&world, "netdp_events_total{kind=\"drop\"}")?, "3");
+    assert_eq!(metric(&world, "netdp_events_total{kind=\"end\"}")?, "1");
+    let lost = "netdp_events_lost_total{kind=\"drop\",cause=\"limit\"}";
+    assert_eq!(metric(&world, lost)?, "0");
     let lines = json.end()?;
     for kind in ["begin", "end", "refused", "drop", "config"] {
         ensure!(total(&lines, kind, "shown")? > 0, "{kind}: {lines:?}");
