@@ -60,10 +60,12 @@ impl Source {
                 Ok(Some(socket)) => return Ok(Self::Agent(socket)),
                 Err(err) if last => return Err(err),
                 Err(_) => {}
-                Ok(None) => match Direct::open(options)? {
-                    Some(direct) => return Ok(Self::Direct(Box::new(direct))),
-                    None if last => bail!("an agent is starting; try again once it runs"),
-                    None => {}
+                // A child of an agent that was killed holds its locks until it has executed its program.
+                Ok(None) => match Direct::open(options) {
+                    Ok(Some(direct)) => return Ok(Self::Direct(Box::new(direct))),
+                    Err(err) if last => return Err(err),
+                    Ok(None) if last => bail!("an agent is starting; try again once it runs"),
+                    Ok(None) | Err(_) => {}
                 },
             }
             attempt += 1;

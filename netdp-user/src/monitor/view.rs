@@ -13,7 +13,7 @@ use crate::terminal;
 use anyhow::Result;
 use netdp_common::layout::{DropReason, EVENT_RATE};
 use serde::Serialize;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::{BufWriter, Stdout, Write as _};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -29,6 +29,8 @@ struct Group {
     /// The time of the first.
     time: u64,
     count: u64,
+    /// The time at which they are shown.
+    due: Instant,
     /// True if their source ports, and their destination ports, differ.
     differs: (bool, bool),
 }
@@ -51,8 +53,9 @@ pub(super) struct View {
     capture: Option<Capture>,
     groups: HashMap<Alike, Group>,
     /// In the order of their first packets.
-    order: Vec<Alike>,
-    flush_at: Instant,
+    order: VecDeque<Alike>,
+    /// The time at which packets are written next.
+    capture_at: Instant,
     lines: u64,
     /// Events a second of each kind and CPU that are reported.
     rate: u32,
@@ -73,8 +76,8 @@ impl View {
             out: (!to_stdout).then(output::stream),
             capture: options.pcap.as_ref().map(Capture::create).transpose()?,
             groups: HashMap::new(),
-            order: Vec::new(),
-            flush_at: Instant::now() + MERGED_FOR,
+            order: VecDeque::new(),
+            capture_at: Instant::now() + MERGED_FOR,
             lines: 0,
             rate: EVENT_RATE,
             totals: Totals::default(),
@@ -87,8 +90,9 @@ impl View {
     }
 
     /// Returns the time of the next flush.
-    pub(super) const fn deadline(&self) -> Instant {
-        self.flush_at
+    pub(super) fn deadline(&self) -> Instant {
+        let first = self.order.front().and_then(|alike| self.groups.get(alike));
+        first.map_or(self.capture_at, |group| group.due.min(self.capture_at))
     }
 
     /// Reports whether all lines are shown that were asked for.
@@ -165,9 +169,6 @@ impl View {
             return Ok(());
         }
         let alike = Alike::of(dropped, headers.as_ref(), kind == Kind::Refused);
-        if self.groups.is_empty() {
-            self.flush_at = Instant::now() + MERGED_FOR;
-        }
         match self.groups.get_mut(&alike) {
             Some(group) => {
                 group.count += 1;
@@ -177,13 +178,14 @@ impl View {
                 }
             }
             None => {
-                self.order.push(alike);
+                self.order.push_back(alike);
                 let group = Group {
                     kind,
                     dropped: dropped.clone(),
                     headers,
                     time,
                     count: 1,
+                    due: Instant::now() + MERGED_FOR,
                     differs: (false, false),
                 };
                 self.groups.insert(alike, group);
@@ -249,8 +251,10 @@ impl View {
     /// # Errors
     /// Returns an error if the output can't be written.
     pub(super) fn flush_if_due(&mut self) -> Result<()> {
-        if Instant::now() >= self.flush_at {
-            self.flush()?;
+        let now = Instant::now();
+        self.flush_until(|group| group.due <= now)?;
+        if now >= self.capture_at {
+            self.flush_capture()?;
         }
         Ok(())
     }
@@ -260,12 +264,20 @@ impl View {
     /// # Errors
     /// Returns an error if the output can't be written.
     pub(super) fn flush(&mut self) -> Result<()> {
-        self.flush_at = Instant::now() + MERGED_FOR;
-        let mut groups = std::mem::take(&mut self.groups);
-        for alike in std::mem::take(&mut self.order) {
-            let Some(group) = groups.remove(&alike) else {
-                continue;
+        self.flush_until(|_| true)?;
+        self.flush_capture()
+    }
+
+    /// Shows groups, in the order of their first events, until one is to be kept.
+    fn flush_until(&mut self, is_over: impl Fn(&Group) -> bool) -> Result<()> {
+        while let Some(alike) = self.order.front().copied()
+            && let Some(group) = self.groups.get(&alike)
+            && is_over(group)
+        {
+            let Some(group) = self.groups.remove(&alike) else {
+                break;
             };
+            self.order.pop_front();
             let line = Line::dropped(
                 (group.kind, &group.dropped),
                 group.headers.as_ref(),
@@ -276,10 +288,12 @@ impl View {
             );
             self.write(group.kind, group.count, &line)?;
         }
-        if let Some(capture) = &mut self.capture {
-            capture.flush()?;
-        }
         Ok(())
+    }
+
+    fn flush_capture(&mut self) -> Result<()> {
+        self.capture_at = Instant::now() + MERGED_FOR;
+        self.capture.as_mut().map_or(Ok(()), Capture::flush)
     }
 
     /// Shows what is left, and the sums.
