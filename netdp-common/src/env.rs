@@ -280,6 +280,13 @@ pub trait Routes {
     fn lookup_pod_route(&self, addr: &Addr, family: Family) -> Option<PodRoute>;
 }
 
+/// What is reported while somebody listens ([`Settings::events`]).
+pub trait Events {
+    /// Reports that a mapping has begun, by its original tuple, its wire tuple, and the index in
+    /// `rule_hits` of its rule. Returns `false` if it was left out, which is counted.
+    fn report_begin(&self, tuple: &Tuple, wire: &Tuple, rule: u32) -> bool;
+}
+
 /// A loop whose number of steps the verifier does not have to prove.
 pub trait BoundedLoop {
     /// Calls `step` with 0, 1, 2 … until it returns false or `n` calls are made.
@@ -305,6 +312,7 @@ pub trait Env:
     + Ports
     + Fragments
     + Routes
+    + Events
     + BoundedLoop
 {
     /// Returns the uplink and the epoch of a packet that leaves.
@@ -338,6 +346,7 @@ impl<T> Env for T where
         + Ports
         + Fragments
         + Routes
+        + Events
         + BoundedLoop
 {
 }

@@ -81,6 +81,9 @@ pub trait Deliver {
     /// Returns an error if there is no route to the pod, or the kernel failed to rewrite the
     /// packet.
     fn send_to_pod(&self, pkt: &Packet) -> Result<Outcome, Failed>;
+    /// Reports a dropped packet to those who listen ([`crate::layout::Settings::events`]). Returns
+    /// `false` if it was left out, which is counted.
+    fn report_drop<E: Env>(&self, env: &E, reason: DropReason, direction: Direction) -> bool;
     /// Logs a refused packet.
     fn log_refusal<E: Env>(&self, env: &E, pkt: &Packet, reason: DropReason);
     /// Turns a refused packet into an ICMP error about itself, and sends that back.

@@ -16,6 +16,7 @@ mod bounded_loop;
 mod cache;
 mod drop_log;
 mod env;
+mod events;
 mod fib;
 mod fragment_queue;
 mod icmp_unreachable;

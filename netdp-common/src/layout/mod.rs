@@ -7,6 +7,7 @@ mod addr;
 mod counters;
 mod drops;
 mod endpoint;
+mod event;
 mod fragment;
 mod inbound;
 mod mapping;
@@ -26,6 +27,11 @@ pub use addr::{Addr, Family};
 pub use counters::Counters;
 pub use drops::{DropReason, Drops};
 pub use endpoint::Endpoint;
+pub use event::{
+    BeginEvent, CAPTURED, DropEvent, EVENT_BEGIN, EVENT_DROP, EVENT_IN, EVENT_KINDS, EVENT_OUT,
+    EVENT_RATE, EVENT_RATE_MAX, EVENT_REFUSED, EVENTS_BEGIN, EVENTS_DROP, EVENTS_REFUSED,
+    EventCount, event_rate, events_setting,
+};
 pub use fragment::{FRAGMENT_DROP, FRAGMENT_PASS, FRAGMENT_REWRITE, Fragment};
 pub use inbound::{Inbound, LIVE_FIN_IN, LIVE_FIN_OUT, LIVE_ORIGIN_SHIFT, Live};
 pub(crate) use mapping::packets;

@@ -4,6 +4,7 @@ use super::addr::Addr;
 use super::counters::Counters;
 use super::drops::DropReason;
 use super::endpoint::Endpoint;
+use super::event::{BeginEvent, DropEvent, EventCount};
 use super::fragment::Fragment;
 use super::inbound::{Inbound, Live};
 use super::mapping::{Mapping, RecentAt};
@@ -46,15 +47,18 @@ const _: () = {
     assert!(size_of::<RuleEnded>() == 48);
     assert!(size_of::<Pair>() == 64);
     assert!(size_of::<Reach>() == 16);
+    assert!(size_of::<BeginEvent>() == 80);
+    assert!(size_of::<DropEvent>() == 168);
+    assert!(size_of::<EventCount>() == 40);
 };
 
 #[cfg(feature = "user")]
 mod user {
     use super::{
-        Addr, Counters, Endpoint, Fragment, Inbound, Limits, Live, MacKey, Mapping, NodeFlow,
-        NodeFlowPorts, NodeProtocol, Pair, PolicyValue, PortMapBits, PortMapOwner, Reach, RecentAt,
-        RuleEnded, RuleHits, Settings, Share, ShareEnded, Source, SourceKey, Traffic, Tuple,
-        Uplink,
+        Addr, BeginEvent, Counters, DropEvent, Endpoint, EventCount, Fragment, Inbound, Limits,
+        Live, MacKey, Mapping, NodeFlow, NodeFlowPorts, NodeProtocol, Pair, PolicyValue,
+        PortMapBits, PortMapOwner, Reach, RecentAt, RuleEnded, RuleHits, Settings, Share,
+        ShareEnded, Source, SourceKey, Traffic, Tuple, Uplink,
     };
 
     macro_rules! pod {
@@ -95,6 +99,9 @@ mod user {
         RuleHits,
         RuleEnded,
         Pair,
-        Reach
+        Reach,
+        BeginEvent,
+        DropEvent,
+        EventCount
     );
 }

@@ -111,8 +111,8 @@ pub struct Settings {
     /// hardware addresses, and of agents' starts: of all that cached decisions depend on. Whatever a program caches of them is valid for
     /// one epoch. Written after the change that it counts.
     pub epoch: u32,
-    /// The kinds of events that somebody listens to, a bit each. Reserved: always zero, and not
-    /// read by the programs.
+    /// The kinds of events that somebody listens to (`EVENTS_*` bits), and the rate up to which they
+    /// are reported ([`super::events_setting`]); 0 while nobody listens.
     pub events: u32,
 }
 

@@ -8,9 +8,9 @@ use super::scratch::Scratch;
 use super::{endpoints, ports, search, traffic};
 use crate::env::{Env, InsertError};
 use crate::layout::{
-    DropReason, MAPPING_COUNTED_ORIGINAL, MAPPING_COUNTED_REPLY, Mapping, PORT_RANGES, PortRange,
-    SETTING_HAIRPIN, SETTING_HASH_PORTS, SETTING_PORTS, SETTING_RANDOM_PORTS,
-    SETTING_UDP_ENDPOINTS, SHARE_TOTAL, Traffic, Tuple, packed, proto,
+    DropReason, EVENTS_BEGIN, MAPPING_COUNTED_ORIGINAL, MAPPING_COUNTED_REPLY, Mapping,
+    PORT_RANGES, PortRange, SETTING_HAIRPIN, SETTING_HASH_PORTS, SETTING_PORTS,
+    SETTING_RANDOM_PORTS, SETTING_UDP_ENDPOINTS, SHARE_TOTAL, Traffic, Tuple, packed, proto,
 };
 use crate::packet::{ACK, L4, Packet, SYN};
 use crate::slot::Slot;
@@ -105,6 +105,9 @@ fn finish<E: Env>(env: &E, scratch: &mut Scratch, flags: u16) -> Verdict {
             }
             if env.settings().flags & SETTING_HAIRPIN != 0 {
                 endpoints::record(env, &claim.wire);
+            }
+            if env.settings().events & EVENTS_BEGIN != 0 {
+                env.report_begin(&pkt.tuple, &claim.wire, claim.rule);
             }
             pkt.new.id = claim.wire.dst_id.into();
             return Verdict::Rewrite;

@@ -10,7 +10,7 @@ mod parse;
 
 use crate::direction::{Direction, End};
 use crate::env::Env;
-use crate::layout::{DropReason, UPLINK_UNTAGGED};
+use crate::layout::{DropReason, EVENTS_DROP, EVENTS_REFUSED, UPLINK_UNTAGGED};
 use crate::nat::admission::is_answered;
 use crate::nat::egress::egress;
 use crate::nat::established::{Hit, fill_new};
@@ -192,7 +192,8 @@ fn malformed<E: Env>(env: &E, direction: Direction) -> Verdict {
     }
 }
 
-/// Counts a dropped packet. A refusal is also logged, and answered with an ICMP error.
+/// Counts a dropped packet, and reports it to those who listen. A refusal is also logged, and
+/// answered with an ICMP error.
 #[inline(never)]
 fn drop_packet<S: Skb, E: Env>(
     skb: &S,
@@ -201,7 +202,7 @@ fn drop_packet<S: Skb, E: Env>(
     reason: DropReason,
     direction: Direction,
 ) -> Outcome {
-    env.count_drop(reason);
+    count_drop(skb, env, reason, direction);
     if direction == Direction::Egress && reason.is_refusal() {
         skb.log_refusal(env, &scratch.pkt, reason);
         if is_answered(env, &scratch.pkt) {
@@ -209,6 +210,15 @@ fn drop_packet<S: Skb, E: Env>(
         }
     }
     Outcome::Drop
+}
+
+/// Counts a dropped packet, and reports it to those who listen.
+#[inline(always)]
+fn count_drop<S: Skb, E: Env>(skb: &S, env: &E, reason: DropReason, direction: Direction) {
+    env.count_drop(reason);
+    if env.settings().events & (EVENTS_DROP | EVENTS_REFUSED) != 0 {
+        skb.report_drop(env, reason, direction);
+    }
 }
 
 /// Returns the drop reason of a packet that the kernel failed to rewrite.
@@ -248,7 +258,7 @@ pub fn hairpin<S: Skb, E: Env>(skb: &S, env: &E, scratch: &mut Scratch) -> Outco
         Err(reason) => Err(reason),
     };
     sent.unwrap_or_else(|reason| {
-        env.count_drop(reason);
+        count_drop(skb, env, reason, Direction::Ingress);
         Outcome::Drop
     })
 }

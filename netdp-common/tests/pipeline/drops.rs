@@ -2,7 +2,10 @@
 //! node's stack handles.
 
 use super::{BOTH, back, out};
-use netdp_common::layout::{DropReason, SETTING_HAIRPIN};
+use netdp_common::direction::Direction;
+use netdp_common::layout::{
+    DropReason, EVENTS_BEGIN, EVENTS_DROP, EVENTS_REFUSED, SETTING_HAIRPIN,
+};
 use netdp_common::verdict::Outcome;
 use testkit::build::{Build, RST};
 use testkit::fake::{Fake, Frame, Origin, Seen, Turned, becomes, tuple_of, turned};
@@ -54,6 +57,49 @@ fn other_drops_are_only_counted() {
         assert_eq!(fake.counters().drops.tcp_no_flow, 1);
         assert!(fake.logged.take().is_empty());
         assert_eq!(fake.answered.get(), 0);
+    }
+}
+
+#[test]
+fn drops_are_reported_while_somebody_listens() {
+    for net in BOTH {
+        let mut fake = Fake::new();
+        let stray = Build::tcp(net.pod, net.server, RST);
+        let dropped = (DropReason::TcpNoFlow, Direction::Egress);
+        for (events, reported) in [
+            (0, vec![]),
+            (EVENTS_BEGIN, vec![]),
+            (EVENTS_DROP, vec![dropped]),
+        ] {
+            fake.settings.events = events;
+            fake.out(&stray);
+            assert_eq!(fake.reported.take(), reported, "{events}");
+        }
+        fake.uplink.flags = 0;
+        fake.settings.events = EVENTS_REFUSED;
+        fake.out(&net.syn());
+        let refused = (DropReason::NoSourceAddress, Direction::Egress);
+        assert_eq!(fake.reported.take(), [refused]);
+    }
+}
+
+#[test]
+fn the_begin_of_a_mapping_is_reported_once_while_somebody_listens() {
+    for net in BOTH {
+        let mut fake = Fake::new();
+        assert_eq!(fake.out(&net.udp()), becomes(net.node));
+        assert!(fake.begun.take().is_empty());
+        fake.settings.events = EVENTS_BEGIN;
+        for _ in 0..2 {
+            assert_eq!(fake.out(&net.syn()), becomes(net.node));
+        }
+        let tuple = tuple_of(&net.syn());
+        let begun = fake.begun.take();
+        let [(original, wire, _)] = begun[..] else {
+            panic!("{begun:?}");
+        };
+        assert_eq!(original, tuple);
+        assert_eq!(wire, tuple_of(&net.answer()));
     }
 }
 

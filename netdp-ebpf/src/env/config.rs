@@ -3,10 +3,10 @@
 use super::TcEnv;
 use crate::maps::{COUNTERS, LIMITS, MACS, UPLINKS};
 use crate::per_cpu::{self, Last};
-use crate::{bounded_loop, fib, skb};
+use crate::{bounded_loop, events, fib, skb};
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use aya_ebpf::programs::TcContext;
-use netdp_common::env::{BoundedLoop, Clock, Config, Counting, Interface};
+use netdp_common::env::{BoundedLoop, Clock, Config, Counting, Events, Interface};
 use netdp_common::flow::TICK_SHIFT;
 use netdp_common::layout::{
     Counters, DropReason, Family, Limits, MacKey, Settings, Traffic, Tuple, UPLINK_OBSERVED, Uplink,
@@ -59,6 +59,13 @@ impl Counting for TcEnv<'_> {
             // SAFETY: `Drops` is repr(C) with one u64 for each reason, in order.
             unsafe { *(&raw mut (*counters).drops).cast::<u64>().add(index) += 1 };
         }
+    }
+}
+
+impl Events for TcEnv<'_> {
+    #[inline(always)]
+    fn report_begin(&self, tuple: &Tuple, wire: &Tuple, rule: u32) -> bool {
+        events::begin(self, tuple, wire, rule)
     }
 }
 

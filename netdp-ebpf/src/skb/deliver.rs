@@ -2,7 +2,8 @@
 
 use super::{Skb, helpers};
 use crate::redirect::redirect;
-use crate::{drop_log, fib, icmp_unreachable};
+use crate::{drop_log, events, fib, icmp_unreachable};
+use netdp_common::direction::Direction;
 use netdp_common::env::Env;
 use netdp_common::layout::DropReason;
 use netdp_common::packet::Packet;
@@ -15,6 +16,11 @@ impl Deliver for Skb {
         let ifindex = fib::interface(self, &pkt.new.addr, pkt.family).ok_or(Failed)?;
         helpers::decrement_hops(self, pkt).map_err(|_| Failed)?;
         Ok(redirect(ifindex))
+    }
+
+    #[inline(always)]
+    fn report_drop<E: Env>(&self, env: &E, reason: DropReason, direction: Direction) -> bool {
+        events::dropped(self, env, reason, direction)
     }
 
     #[inline(always)]

@@ -53,6 +53,7 @@ impl Agent {
                     }
                 );
                 self.accept(documents, loaded, source);
+                self.tell_rejected(&rejected);
                 self.in_force.rejected = lines(&rejected.errors);
             }
         }
@@ -94,6 +95,7 @@ impl Agent {
             Reload::Reject(rejected) => {
                 self.log_errors(&rejected);
                 log::error!("invalid configuration: the previous configuration stays in force");
+                self.tell_rejected(&rejected);
                 self.in_force.rejected = lines(&rejected.errors);
                 self.publisher.record_config(Vec::new());
                 self.save_report();
@@ -239,7 +241,23 @@ impl Agent {
             warnings: lines(warnings),
             rejected: Vec::new(),
         };
+        let InForce {
+            policy,
+            source_name,
+            ..
+        } = &self.in_force;
+        let rules = self.config.rules.len();
+        let (hash, generation) = (&policy.hash, policy.generation);
+        let text = format!("{hash}, generation {generation}, {rules} rules from {source_name}");
+        self.events.config(&text, false);
         self.record_history();
+    }
+
+    /// Tells those who listen that a configuration was rejected.
+    fn tell_rejected(&self, rejected: &config::Rejected) {
+        let first = rejected.errors.first().map(ToString::to_string);
+        let text = format!("rejected: {}", first.unwrap_or_default());
+        self.events.config(&text, true);
     }
 
     /// Adds the policy to the history of those that have been in force.

@@ -152,6 +152,7 @@ impl Agent {
         } = desired;
         for (level, line) in found.news(&self.found) {
             log::log!(level, "{line}");
+            self.events.finding(&line, level <= log::Level::Warn);
         }
         let was_missed = self.node.set_missed_ipsec(missed_ipsec);
         if was_missed || found.leaks != self.found.leaks {

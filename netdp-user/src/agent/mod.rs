@@ -5,6 +5,7 @@ mod api;
 mod chains;
 mod configuration;
 mod desired;
+mod events;
 mod facts;
 mod findings;
 mod for_room;
@@ -161,6 +162,8 @@ struct Agent {
     for_room: for_room::ForRoom,
     /// Follows the names of pods, where mappings are ours.
     pods: Option<Recorder>,
+    /// Passes events on to those who listen.
+    events: events::Events,
 }
 
 impl Agent {
@@ -215,6 +218,7 @@ impl Agent {
                     self.report_missing_addresses();
                 }
                 event = self.guard.next() => self.on_guard(event),
+                setting = self.events.wanted() => self.report_events(setting),
                 _ = sweep.tick() => {
                     let cause = if self.lost_addresses.expire(Instant::now()) {
                         SweepCause::Change

@@ -106,8 +106,14 @@ impl Agent {
         let fault = fault.map(|err| format!("{err:#} {}", Code::SelfCheck));
         if fault != self.publisher.fault {
             match &fault {
-                Some(fault) => log::error!("{fault}"),
-                None => log::info!("the self-check passes again"),
+                Some(fault) => {
+                    log::error!("{fault}");
+                    self.events.finding(fault, true);
+                }
+                None => {
+                    log::info!("the self-check passes again");
+                    self.events.finding("the self-check passes again", false);
+                }
             }
         }
         self.publisher.fault = fault;

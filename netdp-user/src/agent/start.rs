@@ -3,7 +3,7 @@
 use super::metrics::measure;
 use super::modes::{Ebpf, Engine};
 use super::{
-    Agent, Memory, RunOptions, api, facts, findings, for_room, foreign, guard, in_force,
+    Agent, Memory, RunOptions, api, events, facts, findings, for_room, foreign, guard, in_force,
     lost_addresses, monitor, networks, no_address, node, publish, reach, ready,
 };
 use crate::config::{self, AutoApi, AutoSource};
@@ -63,6 +63,10 @@ impl Agent {
             )?,
             None => None,
         };
+        let events = events::Events::start(&engine, &options.bpffs, &options.state_dir);
+        if let (Some(metrics), Some(sender)) = (&metrics, events.sender()) {
+            metrics.add(Arc::clone(sender.counters()));
+        }
         if let (Some(metrics), Some(ebpf)) = (&metrics, engine.as_ebpf_mut()) {
             measure(metrics, ebpf, &options, pods.as_ref())?;
         }
@@ -131,6 +135,7 @@ impl Agent {
             no_address: no_address::NoAddress::after(had, reported),
             metrics,
             pods,
+            events,
         })
     }
 

@@ -5,13 +5,15 @@ use super::go_flags::parse_bool;
 use super::output;
 use crate::codes::Code;
 use crate::config::{self, ClusterCidrs, Config, Options};
+use crate::events;
 use crate::explain::answer::{self, Answer, Answers, Case, End, Node, Outcome};
 use crate::explain::packet::{self, PacketBytes};
+use crate::monitor;
 use crate::pods::Names;
 use crate::rollback::Fallback;
 use crate::sources::file;
 use crate::state_dir::StateDir;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use std::fs::File;
 use std::net::IpAddr;
@@ -33,12 +35,13 @@ Examples:
   netdp explain --from 172.16.0.2:44216 10.2.0.17:443
   netdp explain --from 172.16.0.2 10.2.0.17:53 -p udp --expect node
   netdp explain --with new.yaml 10.2.0.17 --expect pod
-  netdp explain --pcap capture.pcap:3"
+  netdp explain --pcap capture.pcap:3
+  netdp explain --event '#a1f3'"
 )]
 pub(super) struct Explain {
     /// Destination: an address or a host name, with a port (443 if none is given).
     #[arg(value_name = "DST", value_parser = End::parse,
-          required_unless_present_any = ["packet", "hex", "pcap"])]
+          required_unless_present_any = ["packet", "hex", "pcap", "event"])]
     to: Option<End>,
     /// The pod: an address with or without a port, or namespace/pod. Without it, any pod.
     #[arg(long, value_name = "POD", value_parser = End::parse)]
@@ -68,6 +71,11 @@ pub(super) struct Explain {
     /// Explain a packet of a capture, the first if no number is given.
     #[arg(long, value_name = "FILE[:N]", conflicts_with_all = ["to", "from"])]
     pcap: Option<String>,
+    /// Explain the last packet that was refused or dropped under this number of `netdp monitor`, as
+    /// '#a1f3'; the agent remembers 200 of them.
+    #[arg(long, value_name = "ID", value_parser = events::parse_id,
+          conflicts_with_all = ["to", "from", "packet", "hex", "pcap"])]
+    event: Option<u16>,
     #[command(flatten)]
     pub(super) paths: InstancePaths,
     #[command(flatten)]
@@ -187,6 +195,9 @@ impl Explain {
         if let Some(bytes) = &self.hex {
             return packet::from_hex(bytes).map(Some);
         }
+        if let Some(id) = self.event {
+            return self.of_event(id).map(Some);
+        }
         let Some(pcap) = &self.pcap else {
             return Ok(None);
         };
@@ -199,6 +210,23 @@ impl Explain {
         packet::from_pcap(file, number)
             .with_context(|| format!("packet {number} of {path}"))
             .map(Some)
+    }
+
+    /// Returns the packet of an event.
+    fn of_event(&self, id: u16) -> Result<PacketBytes> {
+        let dropped = monitor::recall(&self.paths.state_dir, id)?;
+        let name = events::format_id(id);
+        ensure!(
+            !dropped.arriving,
+            "the packet of {name} was arriving; packets that leave can be explained"
+        );
+        let mut bytes = dropped.packet;
+        // Decisions do not depend on what was not reported, but on its length.
+        bytes.resize(usize::try_from(dropped.length)?.max(bytes.len()), 0);
+        if dropped.l2_len == 0 {
+            return Ok(PacketBytes::ip_only(bytes));
+        }
+        PacketBytes::ethernet(bytes).with_context(|| format!("{name} has no Ethernet header"))
     }
 
     /// Reads the policy of `--with`.

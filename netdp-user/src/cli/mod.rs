@@ -12,6 +12,7 @@ mod history;
 mod klog;
 mod kube;
 mod kubectl;
+mod monitor;
 pub(crate) mod output;
 mod policy;
 #[cfg(test)]
@@ -39,6 +40,7 @@ use explain::{Codes, Explain};
 use flows::Flows;
 use history::History;
 use kubectl::Plugin;
+use monitor::Monitor;
 use run::Run;
 use shell::{Completion, ManPages};
 use show_policy::ShowPolicy;
@@ -75,6 +77,9 @@ enum Command {
     Diff(Box<Diff>),
     /// Show pods, destinations, drops and uplinks in a live screen.
     Top(Top),
+    /// Show events as they happen: begins and ends of mappings, refusals, drops, configurations,
+    /// findings.
+    Monitor(Box<Monitor>),
     /// Explain which source a destination sees, and why, before a packet is sent.
     Explain(Box<Explain>),
     /// List the codes of findings, or explain one.
@@ -252,6 +257,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         }
         Command::Diff(diff) => return Ok(output::or_trouble(diff.run())),
         Command::Top(top) => top.run(),
+        Command::Monitor(monitor) => return Ok(monitor.run()),
         Command::Config(ConfigCommand::Check(check)) => check.run(),
         Command::Fleet(fleet) => fleet::print(
             fleet.access.kubeconfig.as_deref(),
@@ -286,6 +292,7 @@ impl Command {
             Self::Diff(diff) => Some(&diff.paths),
             Self::Shadow(ShadowCommand::Report(show)) => Some(&show.paths),
             Self::Top(top) => Some(&top.paths),
+            Self::Monitor(monitor) => Some(&monitor.paths),
             Self::Suggest(suggest) => Some(&suggest.paths),
             Self::SupportBundle(bundle) => Some(&bundle.paths),
             Self::Detach(detach) => Some(&detach.paths),

@@ -216,6 +216,8 @@ impl Maps {
             *slot = *range;
         }
         // The bypass cache may be of an agent with another setup, or of another version.
+        // Nobody listens to this agent yet.
+        settings.events = 0;
         settings.epoch = settings.epoch.wrapping_add(1);
         self.set_settings(&settings)?;
         let mut limits = self.limits()?;

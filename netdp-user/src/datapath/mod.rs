@@ -11,6 +11,7 @@ mod detach;
 mod earlier;
 mod endpoints;
 mod entries;
+mod events;
 mod filter;
 mod flows;
 mod front;
@@ -42,6 +43,7 @@ mod traffic;
 mod usage;
 
 pub use bpffs::is_pinned;
+pub(crate) use bpffs::open_map;
 pub use detach::detach;
 pub use flows::FlowRecord;
 pub(crate) use flows::protocol_name;

@@ -163,6 +163,10 @@ impl Deliver for ByteSkb {
         Ok(Outcome::Redirect)
     }
 
+    fn report_drop<E: Env>(&self, _: &E, _: DropReason, _: Direction) -> bool {
+        false
+    }
+
     fn log_refusal<E: Env>(&self, _: &E, _: &Packet, _: DropReason) {}
 
     fn answer_refusal<E: Env>(&self, _: &E, _: &Packet) -> Outcome {

@@ -47,7 +47,8 @@ impl FromStr for Endpoint {
 }
 
 impl Endpoint {
-    fn has(&self, address: impl Into<IpAddr>, id: u16) -> bool {
+    /// Reports whether an address with an L4 id is in it.
+    pub(crate) fn has(&self, address: impl Into<IpAddr>, id: u16) -> bool {
         self.net.contains(&address.into()) && self.id.is_none_or(|wanted| wanted == id)
     }
 }
@@ -90,7 +91,8 @@ impl FromStr for PodFilter {
 }
 
 impl PodFilter {
-    fn has_name(&self, namespace: &str, name: &str) -> bool {
+    /// Reports whether a pod has the wanted name.
+    pub(crate) fn has_name(&self, namespace: &str, name: &str) -> bool {
         match self {
             Self::Address(_) => false,
             Self::Name(wanted, wanted_name) => {

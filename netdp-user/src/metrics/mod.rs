@@ -6,6 +6,7 @@
 
 mod agent;
 mod counters;
+mod events;
 mod namespaces;
 mod ports;
 mod process;

@@ -179,6 +179,10 @@ metrics! {
         "1 if the agent follows the Kubernetes API.";
     API_HEARD "netdp_api_last_heard_timestamp_seconds" Gauge [] 1 Agent
         "Time of the API's last answer; only where it is followed, and has answered.";
+    EVENTS "netdp_events_total" Counter ["kind"] 6 Maps
+        "Events while netdp monitor listened to their kind; end, config and finding begin with the agent's process.";
+    EVENTS_LOST "netdp_events_lost_total" Counter ["kind", "cause"] 18 Maps
+        "Events that were not shown: over the rate (limit), no room (full), a listener that did not read (reader).";
     CPU "process_cpu_seconds_total" Counter [] 1 Process
         "CPU time of the agent.";
     RESIDENT "process_resident_memory_bytes" Gauge [] 1 Process

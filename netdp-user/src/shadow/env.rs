@@ -5,7 +5,7 @@ use super::compare::{Node, RouteLookup};
 use crate::config::RuleAction;
 use netdp_common::direction::Direction;
 use netdp_common::env::{
-    Accounting, BoundedLoop, Clock, Config, Counting, EgressRoute, Fragments, InboundFlows,
+    Accounting, BoundedLoop, Clock, Config, Counting, EgressRoute, Events, Fragments, InboundFlows,
     InsertError, Interface, Mappings, Masqueraded, Node as NodeTraffic, PodRoute, Policy, Ports,
     Reaching, Routes,
 };
@@ -340,6 +340,13 @@ impl<R: RouteLookup> Routes for ConfigEnv<'_, R> {
 
     fn lookup_pod_route(&self, _: &Addr, _: Family) -> Option<PodRoute> {
         None
+    }
+}
+
+impl<R> Events for ConfigEnv<'_, R> {
+    /// Reports nothing: no mapping begins here.
+    fn report_begin(&self, _: &Tuple, _: &Tuple, _: u32) -> bool {
+        false
     }
 }
 

@@ -3,6 +3,7 @@
 mod lock;
 
 use crate::config::{AutoNetwork, Document};
+use crate::events;
 use crate::logging;
 use crate::pod;
 use crate::policy;
@@ -35,7 +36,7 @@ const SECRET: &str = "secret";
 const LOCK: &str = "lock";
 
 /// All files in this directory except locks.
-const FILES: [&str; 14] = [
+const FILES: [&str; 16] = [
     "status.json",
     "memory.json",
     LAST_GOOD,
@@ -49,6 +50,8 @@ const FILES: [&str; 14] = [
     crate::pods::FILE,
     logging::FILE,
     logging::OLDER_FILE,
+    events::SOCKET,
+    events::LOCK,
     SECRET,
 ];
 

@@ -41,6 +41,7 @@ mod many_flows;
 mod masquerade;
 mod metrics;
 mod migration;
+mod monitor;
 mod monitoring;
 mod no_address;
 mod node_ports;

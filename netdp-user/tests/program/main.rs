@@ -14,6 +14,7 @@ mod checksums;
 mod counting;
 mod drops;
 mod errors;
+mod events;
 mod explain;
 mod fragments;
 mod headers;

@@ -3,6 +3,7 @@
 
 use super::super::SWEEP_INTERVAL;
 use crate::datapath::{NumberedPolicy, SweepRules, SweepStats, Sweeper};
+use crate::events;
 use crate::metrics::SweepRecorder;
 use crate::policy::Keeper;
 use anyhow::{Context as _, Result, bail};
@@ -35,6 +36,8 @@ struct Request {
     cause: Cause,
     /// The policy in force; `None` if it could not be read.
     policy: Option<NumberedPolicy>,
+    /// Where ended mappings are told.
+    events: Option<events::Sender>,
     /// What counts for metrics, with the first request after it was set.
     recorder: Option<SweepRecorder>,
 }
@@ -94,8 +97,10 @@ impl SweeperThread {
                         rules,
                         cause,
                         policy,
+                        events,
                         recorder,
                     } = request;
+                    sweeper.tell(events);
                     if let Some(recorder) = recorder {
                         match sweeper.count() {
                             Ok(()) => counting = Some(recorder),
@@ -157,6 +162,7 @@ impl SweeperThread {
         rules: SweepRules,
         cause: Cause,
         policy: Option<NumberedPolicy>,
+        events: Option<events::Sender>,
     ) -> Result<()> {
         if self.busy {
             self.again |= cause == Cause::Change;
@@ -168,6 +174,7 @@ impl SweeperThread {
             rules,
             cause,
             policy,
+            events,
             recorder: self.recorder.take(),
         };
         if self.requests.send(request).is_err() {

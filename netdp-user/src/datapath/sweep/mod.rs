@@ -14,6 +14,7 @@
 mod accounts;
 mod carried_over;
 mod clock;
+mod ended;
 mod eviction;
 mod inbound;
 mod pass;

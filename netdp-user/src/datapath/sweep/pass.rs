@@ -1,6 +1,7 @@
 //! One pass through the mappings.
 
 use super::accounts::Accounts;
+use super::ended::EndedMappings;
 use super::eviction::Candidates;
 use super::replies::Replies;
 use super::stale::StaleMappings;
@@ -9,6 +10,7 @@ use super::{SweepRules, SweepStats};
 use crate::datapath::batch;
 use crate::datapath::maps::Maps;
 use crate::datapath::rule_counts::EndedTraffic;
+use crate::events::EndedBy;
 use anyhow::{Context as _, Result};
 use aya::maps::{HashMap as BpfHashMap, MapData};
 use netdp_common::flow::Carried;
@@ -48,6 +50,8 @@ pub struct Pass<'a> {
     policy: HashMap<Addr, PolicyValue>,
     pub stats: SweepStats,
     ended: Vec<(Tuple, Tuple)>,
+    /// The same, for those who listen.
+    pub told: EndedMappings,
     /// The keys in `traffic` of their halves.
     carried: Vec<Tuple>,
     /// Traffic that pods had sent over them.
@@ -83,6 +87,7 @@ impl<'a> Pass<'a> {
             policy: HashMap::new(),
             stats: SweepStats::default(),
             ended: Vec::new(),
+            told: EndedMappings::default(),
             carried: Vec::new(),
             sent: EndedTraffic::default(),
             torn: Vec::new(),
@@ -106,6 +111,7 @@ impl<'a> Pass<'a> {
             freed: self.freed,
             tally: self.tally.map(Tally::restart),
             accounts: self.accounts.restart(),
+            told: self.told,
             ..Self::new(now, Secret::default(), self.rules, horizon)
         };
         pass.conditions.compared = Compared::All;
@@ -243,7 +249,7 @@ impl<'a> Pass<'a> {
         if let Some(tally) = &mut self.tally {
             tally.scanned(tuple, half);
         }
-        match disposition {
+        let (count, why) = match disposition {
             Disposition::Keep(_) => {
                 if let Some(tally) = &mut self.tally {
                     tally.kept(maps, tuple, half);
@@ -253,20 +259,22 @@ impl<'a> Pass<'a> {
                 self.accounts.count_live(tuple, half);
                 return;
             }
-            Disposition::Expired => self.stats.expired += 1,
-            Disposition::AddressGone => self.stats.address_gone += 1,
-            Disposition::Retired => self.stats.retired += 1,
-        }
+            Disposition::Expired => (&mut self.stats.expired, EndedBy::Timeout),
+            Disposition::AddressGone => (&mut self.stats.address_gone, EndedBy::AddressGone),
+            Disposition::Retired => (&mut self.stats.retired, EndedBy::Policy),
+        };
+        *count += 1;
         self.accounts.count_ended(tuple, half);
         // One that a pass has read lacks its bytes.
+        let needs_bytes = self.tally.is_some() || self.told.is_wanted();
         let is_complete =
-            |reply: &Mapping| self.tally.is_none() || reply.flags & Half::Reply.counted() != 0;
+            |reply: &Mapping| !needs_bytes || reply.flags & Half::Reply.counted() != 0;
         let reply = reply.filter(is_complete);
         let reply = reply.or_else(|| maps.rev_snat.get(wire, 0).ok());
         if let Some(tally) = &mut self.tally {
             tally.ended(maps, (tuple, wire), half, reply.as_ref(), false);
         }
-        self.end(maps, (tuple, wire), half, reply.as_ref());
+        self.end(maps, (tuple, wire), half, reply.as_ref(), why);
     }
 
     /// Adds a mapping, with its original tuple and its wire tuple, to those that end.
@@ -276,8 +284,11 @@ impl<'a> Pass<'a> {
         (tuple, wire): (&Tuple, &Tuple),
         half: &Mapping,
         reply: Option<&Mapping>,
+        why: EndedBy,
     ) {
         self.ended.push((*tuple, *wire));
+        let now = self.conditions.now;
+        self.told.add(maps, (tuple, wire), half, reply, why, now);
         self.sent.add(maps, tuple, half);
         if half.is_carried_over() {
             self.carried.push(Half::Original.traffic_key(tuple));
@@ -334,6 +345,7 @@ impl<'a> Pass<'a> {
             self.freed.extend(wires);
         }
         self.ended.clear();
+        self.told.send();
         maps.remove_traffic(&self.carried)?;
         self.carried.clear();
         Ok(())
@@ -403,7 +415,7 @@ impl<'a> Pass<'a> {
                     if let Some(tally) = &mut self.tally {
                         tally.ended(maps, (tuple, wire), &half, Some(&reply), true);
                     }
-                    self.end(maps, (tuple, wire), &half, Some(&reply));
+                    self.end(maps, (tuple, wire), &half, Some(&reply), EndedBy::Room);
                     self.accounts.count_evicted(tuple, &half);
                     self.stats.live -= 1;
                     self.stats.evicted += 1;

@@ -1,6 +1,7 @@
 //! The sweeper: runs the passes that are due.
 
 use super::clock::{cpu_time, now};
+use super::ended::EndedMappings;
 use super::pass::Pass;
 use super::replies::Replies;
 use super::schedule::{Cooldown, Schedule, Usage};
@@ -8,6 +9,7 @@ use super::stale::StaleMappings;
 use super::tally::{Census, Meter, PodChange, Scope};
 use super::{SweepRules, SweepStats};
 use crate::datapath::maps::Maps;
+use crate::events::Sender;
 use anyhow::Result;
 use netdp_common::flow::age;
 use netdp_common::flow::ticks;
@@ -41,6 +43,8 @@ pub struct Sweeper {
     secret: Secret,
     /// Time of the last sweep of inbound flows, in ticks.
     inbound_at: Option<u32>,
+    /// Where ended mappings are told.
+    events: Option<Sender>,
     /// Live inbound flows that it left.
     inbound: usize,
     /// Counts for metrics, if they are wanted.
@@ -61,9 +65,15 @@ impl Sweeper {
             schedule: Schedule::default(),
             cooldown: Cooldown::new(Instant::now()),
             inbound_at: None,
+            events: None,
             inbound: 0,
             meter: None,
         })
+    }
+
+    /// Tells those who listen to `events` of mappings that end from here on.
+    pub(crate) fn tell(&mut self, events: Option<Sender>) {
+        self.events = events;
     }
 
     /// Counts for metrics from now on.
@@ -199,6 +209,7 @@ impl Sweeper {
         let settings = self.maps.settings()?;
         let begun = now(&self.maps)?;
         let mut pass = Pass::new(begun, self.secret, rules, ticks(interval));
+        pass.told = EndedMappings::for_listeners(self.events.as_ref());
         pass.stale = StaleMappings::collect(settings.flags);
         pass.tally = self.meter.as_ref().map(|it| it.tally(Scope::Full, begun));
         let mut replies = pass.read_replies(&self.maps)?;
@@ -256,6 +267,7 @@ impl Sweeper {
         let created = self.maps.counters()?.mappings_created;
         let now = now(&self.maps)?;
         let mut pass = Pass::new(now, self.secret, rules, self.schedule.remaining(now));
+        pass.told = EndedMappings::for_listeners(self.events.as_ref());
         pass.conditions.scheduled_before = self.schedule.last_scan();
         let settings = self.maps.settings()?;
         pass.stale = StaleMappings::collect(settings.flags);
@@ -276,6 +288,7 @@ impl Sweeper {
     /// reached, are added to the schedule again.
     fn end_due(&mut self, rules: &SweepRules, now: u32, due: &[Tuple]) -> Result<SweepStats> {
         let mut pass = Pass::new(now, self.secret, rules, u64::from(u32::MAX));
+        pass.told = EndedMappings::for_listeners(self.events.as_ref());
         pass.tally = self.meter.as_ref().map(|it| it.tally(Scope::Due, now));
         let mut unseen = due;
         let mut result = Ok(());

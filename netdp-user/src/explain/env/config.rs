@@ -2,7 +2,7 @@
 
 use super::LiveEnv;
 use crate::explain::question::{NotAsked, Question};
-use netdp_common::env::{BoundedLoop, Clock, Config, Counting, Interface};
+use netdp_common::env::{BoundedLoop, Clock, Config, Counting, Events, Interface};
 use netdp_common::layout::{
     Counters, DropReason, Family, Limits, MacKey, Settings, Traffic, Tuple, UPLINK_OBSERVED, Uplink,
 };
@@ -109,6 +109,13 @@ impl LiveEnv<'_> {
             self.found(macs.get(&key, 0), "MACS").is_some()
         };
         (!has(mac) && has([0; 6])).then_some(mac)
+    }
+}
+
+impl Events for LiveEnv<'_> {
+    /// Reports nothing: no mapping begins here.
+    fn report_begin(&self, _: &Tuple, _: &Tuple, _: u32) -> bool {
+        false
     }
 }
 

@@ -3,7 +3,7 @@
 use super::state::{Fake, Origin, RECENT};
 use netdp_common::direction::Direction;
 use netdp_common::env::{
-    Accounting, BoundedLoop, Clock, Config, Counting, EgressRoute, Fragments, InboundFlows,
+    Accounting, BoundedLoop, Clock, Config, Counting, EgressRoute, Events, Fragments, InboundFlows,
     InsertError, Interface, Mappings, Masqueraded, Node, PodRoute, Policy, Ports, Reaching, Routes,
 };
 use netdp_common::layout::{
@@ -473,6 +473,13 @@ impl Routes for Fake {
             direct,
             resolved,
         })
+    }
+}
+
+impl Events for Fake {
+    fn report_begin(&self, tuple: &Tuple, wire: &Tuple, rule: u32) -> bool {
+        self.begun.borrow_mut().push((*tuple, *wire, rule));
+        true
     }
 }
 

@@ -172,6 +172,11 @@ impl Deliver for FakeSkb<'_> {
         Ok(Outcome::Redirect)
     }
 
+    fn report_drop<E: Env>(&self, _: &E, reason: DropReason, direction: Direction) -> bool {
+        self.fake.reported.borrow_mut().push((reason, direction));
+        true
+    }
+
     fn log_refusal<E: Env>(&self, _: &E, pkt: &Packet, reason: DropReason) {
         self.fake.logged.borrow_mut().push((pkt.tuple, reason));
     }

@@ -3,7 +3,7 @@
 //! pointer to them.
 
 use super::half_map::HalfMap;
-use netdp_common::direction::End;
+use netdp_common::direction::{Direction, End};
 use netdp_common::env::{EgressRoute, Masqueraded};
 use netdp_common::flow::ticks;
 use netdp_common::layout::{
@@ -152,6 +152,10 @@ pub struct Fake {
     pub queue_capacity: usize,
     /// Queued fragments that were reinjected.
     pub reinjected: RefCell<Vec<Vec<u8>>>,
+    /// Dropped packets that were reported to those who listen.
+    pub reported: RefCell<Vec<(DropReason, Direction)>>,
+    /// Mappings whose begin was reported: original tuple, wire tuple, rule.
+    pub begun: RefCell<Vec<(Tuple, Tuple, u32)>>,
     /// Refused packets that were logged, with the reason.
     pub logged: RefCell<Vec<(Tuple, DropReason)>>,
     /// Number of refusals that were answered with an ICMP error.
@@ -264,6 +268,8 @@ impl Fake {
             queue: RefCell::default(),
             queue_capacity: 1_000,
             reinjected: RefCell::default(),
+            reported: RefCell::default(),
+            begun: RefCell::default(),
             logged: RefCell::default(),
             answered: Cell::new(0),
             dropped: Cell::new(None),

@@ -1,0 +1,285 @@
+//! The thread that reads all events and passes them on to listeners.
+
+use super::listener::{self, Command, Commands, Given};
+use super::memory::Memory;
+use super::service::Sender;
+use super::{Event, Kind, Lost, PerKind, Reply, Ring, setting};
+use anyhow::{Context as _, Result};
+use netdp_common::layout::EVENT_RATE;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, watch};
+use tokio::task::LocalSet;
+use tokio::time::{MissedTickBehavior, interval};
+
+/// Lines that may wait for a listener: some 4 MB if all of them are drops.
+const WAITING: usize = 8192;
+
+/// The most listeners at once.
+const MOST_LISTENERS: usize = 32;
+
+/// Records that are read before listeners get their turn.
+const AT_ONCE: usize = 1024;
+
+/// Interval at which the programs' counts of what they left out are read.
+const ACCOUNT_EVERY: Duration = Duration::from_millis(500);
+
+/// What was lost for a listener since it was told last.
+pub(super) type LostShare = Arc<Mutex<PerKind<Lost>>>;
+
+struct Listener {
+    number: u64,
+    kinds: Vec<Kind>,
+    rate: u32,
+    lines: mpsc::Sender<Arc<str>>,
+    lost: LostShare,
+}
+
+/// The state of the thread.
+pub(super) struct Hub {
+    bpffs: PathBuf,
+    state_dir: PathBuf,
+    /// Open while somebody listens.
+    ring: Option<AsyncFd<Ring>>,
+    /// What was lost before it came here, as last read.
+    lost: PerKind<Lost>,
+    listeners: Vec<Listener>,
+    next: u64,
+    memory: Memory,
+    sender: Sender,
+    wanted: watch::Sender<u32>,
+}
+
+/// Runs the thread until the agent ends.
+///
+/// # Errors
+/// Returns an error if the runtime can't be started, or the ring buffer can't be read.
+pub(super) fn run(
+    mut hub: Hub,
+    socket: UnixListener,
+    mut events: mpsc::Receiver<Event>,
+    mut commands: mpsc::Receiver<Command>,
+    given: Commands,
+) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    LocalSet::new().block_on(&runtime, async move {
+        let socket = tokio::net::UnixListener::from_std(socket)?;
+        tokio::task::spawn_local(listener::accept(socket, given));
+        let mut account = interval(ACCOUNT_EVERY);
+        account.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                taken = take(&mut hub.ring) => {
+                    for event in taken? {
+                        hub.pass_on(event);
+                    }
+                    tokio::task::yield_now().await;
+                }
+                Some(event) = events.recv() => hub.pass_on(event),
+                command = commands.recv() => match command {
+                    Some(command) => hub.handle(command),
+                    None => return Ok(()),
+                },
+                _ = account.tick(), if !hub.listeners.is_empty() => hub.account()?,
+            }
+        }
+    })
+}
+
+/// Waits for events in the ring buffer, and takes some. Cancel-safe: nothing is awaited once any are
+/// taken.
+async fn take(ring: &mut Option<AsyncFd<Ring>>) -> Result<Vec<Event>> {
+    let Some(ring) = ring else {
+        return std::future::pending().await;
+    };
+    let mut ready = ring
+        .readable_mut()
+        .await
+        .context("waiting for the programs' events")?;
+    let mut events = Vec::new();
+    let taken = ready.get_inner_mut().take(AT_ONCE, |it| events.push(it))?;
+    if taken < AT_ONCE {
+        ready.clear_ready();
+    }
+    Ok(events)
+}
+
+impl Hub {
+    pub(super) fn new(
+        bpffs: &Path,
+        state_dir: &Path,
+        sender: &Sender,
+        wanted: watch::Sender<u32>,
+    ) -> Self {
+        Self {
+            bpffs: bpffs.to_owned(),
+            state_dir: state_dir.to_owned(),
+            ring: None,
+            lost: PerKind::default(),
+            listeners: Vec::new(),
+            next: 0,
+            memory: Memory::default(),
+            sender: sender.clone(),
+            wanted,
+        }
+    }
+
+    /// Passes an event on to those who listen to its kind.
+    fn pass_on(&mut self, mut event: Event) {
+        self.memory.remember(&mut event);
+        let kind = event.kind();
+        let mut line: Option<Arc<str>> = None;
+        for listener in &self.listeners {
+            if !listener.kinds.contains(&kind) {
+                continue;
+            }
+            let line = line.get_or_insert_with(|| Reply::Event(event.clone()).line().into());
+            if listener.lines.try_send(Arc::clone(line)).is_err() {
+                locked(&listener.lost)[kind].reader += 1;
+                self.sender.counters().add_reader(kind);
+            }
+        }
+    }
+
+    fn handle(&mut self, command: Command) {
+        match command {
+            Command::Listen { kinds, rate, reply } => {
+                // A listener that is gone meanwhile leaves by itself.
+                let _ = reply.send(self.listen(kinds, rate));
+            }
+            Command::Settle { reply } => {
+                let settled = self.settle();
+                if let Err(err) = settled {
+                    log::warn!("reading the programs' events: {err:#}");
+                }
+                let _ = reply.send(());
+            }
+            Command::Leave { number } => {
+                self.listeners.retain(|listener| listener.number != number);
+                self.update_wanted();
+            }
+            Command::Recall { id, reply } => {
+                let _ = reply.send(self.memory.recall(id).cloned());
+            }
+        }
+    }
+
+    /// Adds a listener. Whatever happens from here on is passed on to it, or is counted as lost.
+    fn listen(&mut self, kinds: Vec<Kind>, rate: u32) -> Result<Given, String> {
+        if self.listeners.len() >= MOST_LISTENERS {
+            return Err(format!("{MOST_LISTENERS} listen already"));
+        }
+        let setting = setting(&kinds, rate);
+        let opened = if setting == 0 { Ok(()) } else { self.open() };
+        opened
+            .and_then(|()| self.settle())
+            .map_err(|err| format!("{err:#}"))?;
+        let (lines, received) = mpsc::channel(WAITING);
+        let lost = LostShare::default();
+        self.next += 1;
+        self.listeners.push(Listener {
+            number: self.next,
+            kinds,
+            rate,
+            lines,
+            lost: Arc::clone(&lost),
+        });
+        self.update_wanted();
+        Ok(Given {
+            number: self.next,
+            lines: received,
+            lost,
+            setting,
+        })
+    }
+
+    fn open(&mut self) -> Result<()> {
+        if self.ring.is_some() {
+            return Ok(());
+        }
+        let opened = Ring::open(&self.bpffs, &self.state_dir)?;
+        let ring = opened.map_err(|locked| {
+            anyhow::anyhow!("process {} reads the programs' events", locked.pid)
+        })?;
+        // SAFETY: the ring buffer owns its descriptor, and returns the same one for as long as it
+        // lives.
+        let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
+        let ring = ring.map_err(|err| anyhow::anyhow!("watching the programs' events: {err}"))?;
+        self.ring = Some(ring);
+        Ok(())
+    }
+
+    /// Passes on all that is in the ring buffer, and accounts for what is not.
+    fn settle(&mut self) -> Result<()> {
+        loop {
+            let mut events = Vec::new();
+            if let Some(ring) = &mut self.ring {
+                ring.get_mut().take(AT_ONCE, |it| events.push(it))?;
+            }
+            let taken = events.len();
+            for event in events {
+                self.pass_on(event);
+            }
+            // One that never ends is left to the loop.
+            if taken < AT_ONCE {
+                return self.account();
+            }
+        }
+    }
+
+    /// Tells listeners what was lost before it came here.
+    fn account(&mut self) -> Result<()> {
+        let counters = Arc::clone(self.sender.counters());
+        for kind in Kind::ALL {
+            let (_, now) = counters.of(kind)?;
+            let before = std::mem::replace(&mut self.lost[kind], now);
+            let more = Lost {
+                limited: now.limited.saturating_sub(before.limited),
+                full: now.full.saturating_sub(before.full),
+                reader: 0,
+            };
+            if more.is_none() {
+                continue;
+            }
+            for listener in &self.listeners {
+                if listener.kinds.contains(&kind) {
+                    locked(&listener.lost)[kind].add(&more);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the programs and the agent report what is listened to.
+    fn update_wanted(&mut self) {
+        let listeners = &self.listeners;
+        let kinds: Vec<_> = listeners.iter().flat_map(|it| &it.kinds).copied().collect();
+        // The usual rate is one, too: a lower one must not take events from those who want it.
+        let rates = listeners.iter().map(|listener| match listener.rate {
+            0 => EVENT_RATE,
+            rate => rate,
+        });
+        let setting = setting(&kinds, rates.max().unwrap_or(0));
+        self.sender.set_kinds(kinds);
+        if setting == 0 {
+            self.ring = None;
+        }
+        self.wanted.send_if_modified(|wanted| {
+            let differs = *wanted != setting;
+            *wanted = setting;
+            differs
+        });
+    }
+}
+
+/// Returns what was lost for a listener.
+pub(super) fn locked(lost: &LostShare) -> std::sync::MutexGuard<'_, PerKind<Lost>> {
+    lost.lock().unwrap_or_else(PoisonError::into_inner)
+}
