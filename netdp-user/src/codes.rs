@@ -112,6 +112,12 @@ impl Code {
         codes.find_map(|word| word.parse().ok())
     }
 
+    /// Returns what to do about a finding with this code, as the document says it.
+    pub(crate) fn remedy(self) -> Option<&'static str> {
+        let (_, remedy) = self.explanation().split_once("Do: ")?;
+        Some(remedy.trim())
+    }
+
     /// Returns the section of the document about the code, without its heading.
     pub(crate) fn explanation(self) -> &'static str {
         let heading = format!("## {self} ");
@@ -120,6 +126,43 @@ impl Code {
         let body = section.and_then(|it| it.split_once('\n'));
         body.map_or("", |(_, body)| body.trim())
     }
+}
+
+/// A code with its explanation, for programs.
+#[derive(Debug, Serialize)]
+struct Explained {
+    code: Code,
+    severity: Severity,
+    text: &'static str,
+    explanation: &'static str,
+}
+
+/// All codes that are asked for.
+#[derive(Debug, Serialize)]
+struct Document {
+    schema: u32,
+    codes: Vec<Explained>,
+}
+
+/// Returns the output of `netdp codes -o json`: one code, or all.
+///
+/// # Errors
+/// Returns an error if something cannot be represented in JSON.
+pub(crate) fn json(code: Option<Code>) -> serde_json::Result<String> {
+    let codes = Code::ALL.iter().copied();
+    let codes = codes.filter(|it| code.is_none_or(|code| code == *it));
+    let document = Document {
+        schema: 1,
+        codes: codes
+            .map(|code| Explained {
+                code,
+                severity: code.severity(),
+                text: code.text(),
+                explanation: code.explanation(),
+            })
+            .collect(),
+    };
+    Ok(serde_json::to_string_pretty(&document)? + "\n")
 }
 
 impl fmt::Display for Code {
@@ -149,6 +192,7 @@ impl FromStr for Code {
 #[cfg(test)]
 mod tests {
     use super::{Code, DOCUMENT};
+    use serde_json::{Value, json};
     use std::collections::BTreeSet;
     use std::fs;
     use std::path::Path;
@@ -223,6 +267,23 @@ mod tests {
         ] {
             assert_eq!(Code::in_text(text), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn the_json_has_one_code_or_all() {
+        let of = |code| -> Value { serde_json::from_str(&super::json(code).unwrap()).unwrap() };
+        let one = of(Some(Code::NoUplink));
+        assert_eq!(
+            one,
+            json!({"schema": 1, "codes": [{
+                "code": "NDP301",
+                "severity": "error",
+                "text": Code::NoUplink.text(),
+                "explanation": Code::NoUplink.explanation(),
+            }]})
+        );
+        let all = of(None);
+        assert_eq!(all["codes"].as_array().unwrap().len(), Code::ALL.len());
     }
 
     #[test]

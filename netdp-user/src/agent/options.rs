@@ -5,6 +5,7 @@ use crate::control::Listen;
 use crate::datapath::Setup;
 use crate::iptables::ChainOptions;
 use crate::metrics::MetricsOptions;
+use crate::page::HttpPage;
 use crate::pods::PodNameOptions;
 use crate::sources::kube::KubeOptions;
 use crate::uplinks::Patterns;
@@ -80,8 +81,10 @@ pub struct RunOptions {
     pub ready_file: Option<PathBuf>,
     /// Options for following the Kubernetes API; `None` if it is not followed.
     pub kube: Option<KubeOptions>,
-    /// Address for probes and metrics, from `--http-listen`.
+    /// Address for probes, metrics and the page, from `--http-listen`.
     pub http_listen: Option<SocketAddr>,
+    /// Readers of the page, from `--http-page`.
+    pub http_page: HttpPage,
     /// Options of the metrics.
     pub metrics: MetricsOptions,
 }

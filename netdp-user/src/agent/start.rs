@@ -9,6 +9,7 @@ use super::{
 use crate::config::{self, AutoApi, AutoSource};
 use crate::control::Control;
 use crate::metrics::Metrics;
+use crate::page::Place;
 use crate::pods::{ApiClaims, PodNames, Recorder};
 use crate::reconcile::State;
 use crate::rollback::Fallback;
@@ -32,6 +33,12 @@ impl Agent {
             PodNames::Api => Some(ApiClaims::default()),
             PodNames::Auto | PodNames::Cni | PodNames::Off => None,
         };
+        let page = Place {
+            bpffs: options.bpffs.clone(),
+            state_dir: options.state_dir.clone(),
+            cni_dir: options.pod_names.cni_dir.clone(),
+        };
+        let page = (page, options.http_page);
         let listen = options.listen();
         let metrics = listen.any().then(|| Arc::new(Metrics::new()));
         let control = Control::start(
@@ -39,6 +46,7 @@ impl Agent {
             claims.clone(),
             listen,
             metrics.as_ref(),
+            page,
         )?;
         // Both watches are set up before the first read, so that no change is missed.
         let watcher = Watcher::new(&options.config_paths);

@@ -3,7 +3,7 @@
 use super::args::{CniDir, InstancePaths, Output};
 use super::go_flags::parse_bool;
 use super::output;
-use crate::codes::Code;
+use crate::codes::{self, Code};
 use crate::config::{self, ClusterCidrs, Config, Options};
 use crate::events;
 use crate::explain::answer::{self, Answer, Answers, Case, End, Node, Outcome};
@@ -169,7 +169,7 @@ impl Explain {
         });
         let all = Answers::new(node.agent_running, node.rejected().to_vec(), answers);
         let text = match self.output {
-            Output::Json => serde_json::to_string_pretty(&all)? + "\n",
+            Output::Json => all.json()?,
             Output::Text => all.text()?,
         };
         output::write_out(&text, self.output == Output::Json)?;
@@ -273,11 +273,15 @@ fn read(path: &Path) -> Result<Vec<config::Document>> {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   netdp codes
-  netdp codes NDP401")]
+  netdp codes NDP401
+  netdp codes -o json")]
 pub(super) struct Codes {
     /// The code to explain. Without it, all are listed.
     #[arg(value_name = "CODE")]
     code: Option<Code>,
+    /// Output format.
+    #[arg(long, short, value_enum, default_value_t = Output::Text)]
+    output: Output,
 }
 
 impl Codes {
@@ -286,6 +290,10 @@ impl Codes {
     /// # Errors
     /// Returns an error if standard output can't be written.
     pub(super) fn run(&self) -> Result<()> {
+        if self.output == Output::Json {
+            let text = codes::json(self.code)?;
+            return output::write_out(&text, true);
+        }
         if let Some(code) = self.code {
             let text = format!("{code}: {}\n\n{}\n", code.text(), code.explanation());
             return output::write_out(&text, false);

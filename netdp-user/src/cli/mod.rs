@@ -23,6 +23,8 @@ mod show_policy;
 mod suggest;
 mod values;
 
+pub(crate) use show_policy::parse_age;
+
 use crate::agent;
 use crate::fleet;
 use crate::logging::{self, LogFormat};

@@ -14,6 +14,7 @@ use crate::datapath::{Mechanism, NoLeak, OnReload, PortMode, Setup};
 use crate::iptables::{ChainOptions, Ports};
 use crate::logging::LogFormat;
 use crate::metrics::{MetricsOptions, PodSeries};
+use crate::page::HttpPage;
 use crate::pods::{PodNameOptions, PodNames};
 use crate::state_dir::log_if_in_memory;
 use crate::uplinks::Patterns;
@@ -123,9 +124,13 @@ pub(super) struct Run {
     ready_file: Option<PathBuf>,
     #[command(flatten)]
     kube: KubeFlags,
-    /// Address and port to serve /livez, /readyz and /metrics on.
+    /// Address and port to serve /livez, /readyz, /metrics and the page on.
     #[arg(long, value_name = "ADDR:PORT", value_parser = parse_listen)]
     http_listen: Option<SocketAddr>,
+    /// Readers of the page and of /api/v1, which --http-listen serves too: they show what only root
+    /// may read otherwise.
+    #[arg(long, value_enum, value_name = "READERS", default_value_t = HttpPage::Loopback)]
+    http_page: HttpPage,
     /// Address and port to serve /metrics on, and nothing else.
     #[arg(long, value_name = "ADDR:PORT", value_parser = parse_listen)]
     metrics_listen: Option<SocketAddr>,
@@ -257,6 +262,7 @@ impl Run {
             ready_file: self.ready_file,
             kube,
             http_listen: self.http_listen,
+            http_page: self.http_page,
             metrics: MetricsOptions {
                 listen: self.metrics_listen,
                 pods: self.metrics_pods,

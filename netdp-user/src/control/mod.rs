@@ -9,6 +9,7 @@ mod lease;
 use crate::config::AutoKinds;
 use crate::http::{self, Routes};
 use crate::metrics::Metrics;
+use crate::page::{HttpPage, Page, Place};
 use crate::pods::ApiClaims;
 use crate::requirements::NoEbpf;
 use crate::sources::kube::{self, ApiError, ApiUser, ConfigMapRef, KubeOptions, LogThrottle, View};
@@ -161,6 +162,7 @@ impl Control {
         claims: Option<ApiClaims>,
         listen: Listen,
         metrics: Option<&Arc<Metrics>>,
+        (place, readers): (Place, HttpPage),
     ) -> Result<Option<Self>> {
         if kube.is_none() && !listen.any() {
             return Ok(None);
@@ -178,12 +180,17 @@ impl Control {
         });
         let (view_sender, view) = watch::channel(View::default());
         let (wanted, wanted_receiver) = watch::channel(AutoKinds::new());
+        let page = match listener {
+            Some(_) => Page::new(place, readers, status_receiver.clone()),
+            None => None,
+        };
         let thread = Thread {
             kube,
             claims,
             listener,
             metrics_listener,
             metrics: metrics.map(Arc::clone),
+            page,
             heartbeat: Arc::clone(&heartbeat),
             status: status_receiver,
             view_sender,
@@ -254,6 +261,7 @@ struct Thread {
     listener: Option<TcpListener>,
     metrics_listener: Option<TcpListener>,
     metrics: Option<Arc<Metrics>>,
+    page: Option<Arc<Page>>,
     heartbeat: Arc<Heartbeat>,
     status: watch::Receiver<AgentStatus>,
     view_sender: watch::Sender<View>,
@@ -268,8 +276,17 @@ impl Thread {
             None => routes,
         };
         let routes = health::probes(Routes::default(), self.heartbeat, self.status.clone());
+        let routes = match &self.page {
+            Some(page) => page.routes(routes),
+            None => routes,
+        };
         let requests = http::serve(self.listener, add_metrics(routes));
         let scrapes = http::serve(self.metrics_listener, add_metrics(Routes::default()));
+        let past = async {
+            if let Some(page) = self.page {
+                page.remember().await;
+            }
+        };
         let heard = self.metrics.map(|it| it.agent().heard());
         let throttle = LogThrottle::keeping(heard.unwrap_or_default());
         let api = async {
@@ -288,7 +305,7 @@ impl Thread {
                 .await;
             }
         };
-        tokio::join!(requests, scrapes, api);
+        tokio::join!(requests, scrapes, past, api);
     }
 }
 

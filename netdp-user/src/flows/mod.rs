@@ -112,29 +112,41 @@ pub(crate) fn print(bpffs: &Path, state_dir: &Path, options: &Options) -> Result
     }
 }
 
+/// Writes flows as they are now.
+///
+/// # Errors
+/// Returns the errors of [`print`].
+pub(crate) fn write(
+    bpffs: &Path,
+    state_dir: &StateDir,
+    options: &Options,
+    out: &mut dyn Write,
+) -> Result<()> {
+    let maps = datapath::open(bpffs)?;
+    let look = Look {
+        maps: &maps,
+        bpffs,
+        state_dir,
+        options,
+        names: Timed {
+            names: &Names::load(&options.cni_dir, state_dir),
+            at: now(),
+        },
+    };
+    look.print(out)
+}
+
 /// Looks once, or again and again.
 fn watch(bpffs: &Path, state_dir: &StateDir, options: &Options) -> Result<()> {
     let clears = options.format == Format::Text && std::io::stdout().is_terminal();
     loop {
         let begin = Instant::now();
-        let maps = datapath::open(bpffs)?;
-        let names = Names::load(&options.cni_dir, state_dir);
         let mut out = output::stream();
         if options.watch.is_some() && clears {
             // To the first column of the first line, and all below erased (ECMA-48 8.3.21, 8.3.39).
             write!(out, "\x1b[H\x1b[J")?;
         }
-        let look = Look {
-            maps: &maps,
-            bpffs,
-            state_dir,
-            options,
-            names: Timed {
-                names: &names,
-                at: now(),
-            },
-        };
-        look.print(&mut out)?;
+        write(bpffs, state_dir, options, &mut out)?;
         out.flush()?;
         let Some(interval) = options.watch else {
             return Ok(());

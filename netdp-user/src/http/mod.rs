@@ -55,6 +55,12 @@ impl Response {
         Self::new(status, "text/plain; charset=utf-8", text)
     }
 
+    /// Returns the status.
+    #[cfg(test)]
+    pub(crate) const fn status(&self) -> StatusCode {
+        self.status
+    }
+
     /// Adds a header.
     pub(crate) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.push((name, value));
@@ -107,8 +113,13 @@ impl Queue {
 
 type Answer = Arc<dyn Fn(&Request) -> Response + Send + Sync>;
 
+/// Returns the answer to a request that a path does not serve; `None` if it does.
+type Refusal = Arc<dyn Fn(&Request) -> Option<Response> + Send + Sync>;
+
 /// What answers the requests of one path.
 struct Route {
+    /// Asked first, on the thread of the server; `None` if the path serves everybody.
+    refusal: Option<Refusal>,
     answer: Answer,
     /// The queue in which it waits; `None` if it answers at once.
     queue: Option<Queue>,
@@ -127,6 +138,7 @@ impl Routes {
     ) -> Self {
         let answer = Arc::new(answer);
         let route = Route {
+            refusal: None,
             answer,
             queue: None,
         };
@@ -142,9 +154,28 @@ impl Routes {
         answer: impl Fn(&Request) -> Response + Send + Sync + 'static,
     ) -> Self {
         let answer = Arc::new(answer);
-        let queue = Some(queue.clone());
-        self.0.insert(path, Route { answer, queue });
+        let route = Route {
+            refusal: None,
+            answer,
+            queue: Some(queue.clone()),
+        };
+        self.0.insert(path, route);
         self
+    }
+
+    /// Adds a path whose answer may take long, and that refuses some requests before they wait.
+    pub(crate) fn guarded(
+        self,
+        path: &'static str,
+        queue: &Queue,
+        refusal: impl Fn(&Request) -> Option<Response> + Send + Sync + 'static,
+        answer: impl Fn(&Request) -> Response + Send + Sync + 'static,
+    ) -> Self {
+        let mut routes = self.slow(path, queue, answer);
+        if let Some(route) = routes.0.get_mut(path) {
+            route.refusal = Some(Arc::new(refusal));
+        }
+        routes
     }
 
     async fn answer(&self, request: Request) -> Response {
@@ -160,6 +191,9 @@ impl Routes {
             let text = format!("not found: use {}\n", paths.join(", "));
             return Response::text(StatusCode::NOT_FOUND, text);
         };
+        if let Some(refused) = route.refusal.as_ref().and_then(|refusal| refusal(&request)) {
+            return refused;
+        }
         let answer = Arc::clone(&route.answer);
         match &route.queue {
             None => answer(&request),

@@ -88,7 +88,7 @@ impl Changes {
 }
 
 /// Returns numbers of added, removed and changed rules: `+3 -1 ~2`, without those that are zero.
-pub(super) fn summary(counts: [usize; 3]) -> String {
+pub(crate) fn summary(counts: [usize; 3]) -> String {
     let parts: Vec<_> = ["+", "-", "~"]
         .iter()
         .zip(counts)

@@ -76,7 +76,7 @@ pub(crate) fn prefixes(bpffs: &Path, state_dir: &Path) -> Result<Vec<PrefixUse>>
 
 /// The policy with its counts.
 #[derive(Debug)]
-pub(super) struct View {
+pub(crate) struct View {
     pub agent_runs: bool,
     /// From the agent's report, if it wrote one.
     pub config: Option<ConfigReport>,
@@ -94,7 +94,7 @@ pub(super) struct View {
 
 /// A rule with its counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Row {
+pub(crate) struct Row {
     pub prefix: Key,
     /// Number of rules around it.
     pub depth: usize,
@@ -108,7 +108,7 @@ pub(super) struct Row {
 
 /// The counts of a rule.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Counts {
+pub(crate) struct Counts {
     pub amount: Amount,
     /// Time of the last hit, in seconds since 1970; 0 for never.
     pub last: u64,
@@ -134,18 +134,28 @@ pub(super) const CHANGES_NOTHING: Code = Code::NoEffect;
 /// # Errors
 /// Returns an error if there are no maps, or they can't be read.
 pub(crate) fn print(bpffs: &Path, state_dir: &Path, query: &Query) -> Result<()> {
+    write_out(&output(bpffs, state_dir, query)?, query.json)
+}
+
+/// Returns the output of `netdp policy`.
+///
+/// # Errors
+/// Returns the errors of [`print`].
+pub(crate) fn output(bpffs: &Path, state_dir: &Path, query: &Query) -> Result<String> {
     let view = View::gather(bpffs, state_dir)?;
     view.check_span(query)?;
-    let text = if query.json {
-        json::text(&view, query)?
-    } else {
-        text::text(&view, query)?
-    };
-    write_out(&text, query.json)
+    if query.json {
+        return json::text(&view, query);
+    }
+    text::text(&view, query)
 }
 
 impl View {
-    fn gather(bpffs: &Path, state_dir: &Path) -> Result<Self> {
+    /// Reads the policy and its counts.
+    ///
+    /// # Errors
+    /// Returns an error if there are no maps, or they can't be read.
+    pub(crate) fn gather(bpffs: &Path, state_dir: &Path) -> Result<Self> {
         let maps = Maps::open(bpffs).with_context(|| {
             format!(
                 "no datapath in {}; is netdp in eBPF mode here, and with this --bpffs?",
@@ -396,7 +406,7 @@ pub(super) mod tests {
     use crate::report::ConfigReport;
 
     /// Returns a row with these packets, hit a minute before the time of [`view`].
-    pub(in crate::policy) fn row(prefix: &str, depth: usize, action: Action, packets: u64) -> Row {
+    pub(crate) fn row(prefix: &str, depth: usize, action: Action, packets: u64) -> Row {
         Row {
             prefix: prefix.parse().ok(),
             depth,
@@ -420,7 +430,7 @@ pub(super) mod tests {
     }
 
     /// Returns a view at 1,000,000 s since 1970 with counts of nine days.
-    pub(in crate::policy) fn view() -> View {
+    pub(crate) fn view() -> View {
         let mut rows = vec![
             row("10.0.0.0/8", 0, Action::Bypass, 91_204_113),
             row("10.2.0.0/24", 1, Action::Masquerade, 0),

@@ -86,7 +86,7 @@ impl<'a> Rule<'a> {
 }
 
 /// Returns the name of an action.
-pub(super) const fn action(action: Action) -> &'static str {
+pub(crate) const fn action(action: Action) -> &'static str {
     match action {
         Action::Bypass => "bypass",
         Action::Masquerade => "masquerade",

@@ -26,7 +26,7 @@ const VERSION: u32 = 1;
 const REMEMBERED: u64 = 86_400;
 
 /// A rule's prefix; `None` stands for all destinations for which no rule decides.
-pub(super) type Key = Option<IpNet>;
+pub(crate) type Key = Option<IpNet>;
 
 /// Identity of the pinned maps: counts of others are not continued.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,7 +54,7 @@ impl MapsId {
 
 /// Packets, their bytes, and new flows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Amount {
+pub(crate) struct Amount {
     #[serde(rename = "p", default, skip_serializing_if = "is_zero")]
     pub packets: u64,
     #[serde(rename = "b", default, skip_serializing_if = "is_zero")]

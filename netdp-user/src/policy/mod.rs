@@ -15,6 +15,11 @@ mod ledger;
 mod tests;
 mod text;
 
-pub(crate) use gather::{PrefixUse, Query, prefixes, print};
+pub(crate) use changes::summary as change;
+#[cfg(test)]
+pub(crate) use gather::tests::{row, view};
+pub(crate) use gather::{PrefixUse, Query, Row, View, output, prefixes, print};
+pub(crate) use json::action;
 pub(crate) use keeper::Keeper;
 pub(crate) use ledger::FILE as COUNTS_FILE;
+pub(crate) use text::{headline, last_hit};

@@ -75,7 +75,8 @@ pub(super) fn text(view: &View, query: &Query) -> Result<String> {
     Ok(out)
 }
 
-fn headline(view: &View, query: &Query, rows: &[&Row]) -> String {
+/// Returns the first line: what is shown, and since when it is counted.
+pub(crate) fn headline(view: &View, query: &Query, rows: &[&Row]) -> String {
     let rules = view.rows.iter().filter(|row| row.prefix.is_some()).count();
     let since = view.since.map_or_else(String::new, |since| {
         format!(
@@ -140,7 +141,7 @@ fn cells(row: &Row, now: u64) -> [String; 8] {
 }
 
 /// Formats the time of the last hit as an age; `<` before it if it may be less.
-fn last_hit(counts: &Counts, now: u64) -> String {
+pub(crate) fn last_hit(counts: &Counts, now: u64) -> String {
     if counts.is_unused() {
         return "never".into();
     }

@@ -20,5 +20,5 @@ pub use judge::Finding;
 pub(crate) use judge::{Verdict, findings, reported};
 pub(crate) use probe::probe;
 pub(crate) use read::{lately, read};
-pub(crate) use suggest::{Answer, Format, print};
+pub(crate) use suggest::{Answer, Format, output, print};
 pub(crate) use window::{FILE, Window};

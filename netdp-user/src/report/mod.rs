@@ -1,5 +1,6 @@
 //! The agent's report, and its presentation by `netdp status`.
 
+mod findings;
 mod model;
 mod nat;
 mod status;
@@ -7,11 +8,12 @@ mod text;
 
 use crate::cli::output::write_out;
 use anyhow::Result;
-use status::Status;
 use std::path::Path;
 
+pub(crate) use findings::Finding;
 pub(crate) use model::FILE;
 pub use model::{ConfigReport, EndedForRoom, Report, RuleReport, UplinkReport};
+pub(crate) use status::Status;
 
 /// Prints the status.
 ///
@@ -19,10 +21,6 @@ pub use model::{ConfigReport, EndedForRoom, Report, RuleReport, UplinkReport};
 /// Returns an error if the maps cannot be read.
 pub fn print(bpffs: &Path, state_dir: &Path, json: bool) -> Result<()> {
     let status = Status::gather(bpffs, state_dir)?;
-    let text = if json {
-        serde_json::to_string_pretty(&status)? + "\n"
-    } else {
-        status.text()?
-    };
+    let text = if json { status.json()? } else { status.text()? };
     write_out(&text, json)
 }

@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Content of `netdp status -o json`.
-#[derive(Debug, Serialize)]
-pub(super) struct Status {
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Status {
     /// `running`, or `not running`.
     pub(super) agent: &'static str,
     pub(super) pid: Option<u32>,
@@ -24,10 +24,10 @@ pub(super) struct Status {
     pub(super) behind: Vec<String>,
     /// Reason why the maps could not be read, if so; there are no counts then.
     pub(super) unread: Option<String>,
-    pub(super) mappings: usize,
+    pub(crate) mappings: usize,
     /// Capacity of the mapping tables, in mappings.
-    pub(super) max_mappings: usize,
-    pub(super) report: Option<Report>,
+    pub(crate) max_mappings: usize,
+    pub(crate) report: Option<Report>,
     /// Current rules of the chains, in iptables mode.
     pub(super) rules: Vec<LiveRules>,
     pub(super) packets: BTreeMap<&'static str, u64>,
@@ -35,7 +35,20 @@ pub(super) struct Status {
 }
 
 impl Status {
-    pub(super) fn gather(bpffs: &Path, state_dir: &Path) -> Result<Self> {
+    /// Makes the status of a report, without anything from the kernel.
+    #[cfg(test)]
+    pub(crate) fn with(report: Report) -> Self {
+        Self {
+            report: Some(report),
+            ..Self::default()
+        }
+    }
+
+    /// Reads the report and the kernel's state.
+    ///
+    /// # Errors
+    /// Returns an error if the state directory cannot be read.
+    pub(crate) fn gather(bpffs: &Path, state_dir: &Path) -> Result<Self> {
         let dir = StateDir::at(state_dir);
         let pid = dir.lock_holder();
         let pinned = datapath::is_pinned(bpffs);
@@ -77,6 +90,14 @@ impl Status {
                 .map(|reason| (reason.name(), counters.drops.get(*reason)))
                 .collect(),
         })
+    }
+
+    /// Returns the output of `netdp status -o json`.
+    ///
+    /// # Errors
+    /// Returns an error if something cannot be represented in JSON.
+    pub(crate) fn json(&self) -> Result<String> {
+        Ok(serde_json::to_string_pretty(self)? + "\n")
     }
 }
 

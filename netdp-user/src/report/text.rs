@@ -1,5 +1,6 @@
 //! Text output of `netdp status`.
 
+use super::findings::FILLING;
 use super::status::Status;
 use super::{ConfigReport, Report, nat};
 use crate::cli::output::table;
@@ -9,9 +10,6 @@ use crate::terminal;
 use crate::time::{now, pretty};
 use anyhow::Result;
 use std::fmt::Write as _;
-
-/// Percentage of the places for mappings above which they are running out.
-const FILLING: usize = 85;
 
 impl Status {
     pub(super) fn text(&self) -> Result<String> {

@@ -4,7 +4,7 @@
 //! [`screen`] draws them, and [`keys`] holds what the user has chosen.
 
 mod keys;
-mod numbers;
+pub(crate) mod numbers;
 mod run_time;
 mod sampler;
 mod screen;

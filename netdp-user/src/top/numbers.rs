@@ -3,7 +3,7 @@
 use crate::format;
 
 /// Formats a quantity with a decimal prefix: `812 k`, `1.3 M`.
-pub(super) fn decimal(mut quantity: f64) -> String {
+pub(crate) fn decimal(mut quantity: f64) -> String {
     const UNITS: [&str; 5] = ["", "k", "M", "G", "T"];
     let mut unit = 0;
     while quantity >= 999.5 && unit + 1 < UNITS.len() {
@@ -23,12 +23,12 @@ pub(super) fn decimal(mut quantity: f64) -> String {
     clippy::cast_sign_loss,
     reason = "positive, and far below 2^64"
 )]
-pub(super) fn bytes(quantity: f64) -> String {
+pub(crate) fn bytes(quantity: f64) -> String {
     format::bytes(quantity.round() as u64)
 }
 
 /// Formats seconds in their largest unit: `41m`.
-pub(super) fn duration(seconds: u64) -> String {
+pub(crate) fn duration(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds}s"),
         60..3600 => format!("{}m", seconds / 60),

@@ -2,6 +2,7 @@
 
 use super::run_time::{Counting, Runs, runs};
 use crate::datapath::{self, Destination, Maps, Usage};
+use crate::machine;
 use crate::pods::Names;
 use crate::policy::{self, PrefixUse};
 use crate::report::Report;
@@ -120,7 +121,7 @@ impl Sampler {
         Ok(Sample {
             at: begin,
             took: begin.elapsed(),
-            node: node_name(),
+            node: machine::name(),
             names: self.names(),
             usage,
             counters: self.maps.counters()?,
@@ -184,10 +185,4 @@ impl Sampler {
         uplinks.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(uplinks)
     }
-}
-
-/// Returns the machine's name; empty if the kernel does not tell.
-fn node_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname");
-    name.unwrap_or_default().trim().to_owned()
 }

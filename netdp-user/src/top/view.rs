@@ -4,13 +4,13 @@ use super::keys::{Keys, Tab};
 use super::run_time::Runs;
 use super::sampler::{Request, Sample};
 use crate::datapath::{Destination, Usage, Use};
+use crate::forecast::{PortsPast, most_used};
 use crate::policy::PrefixUse;
 use clap::ValueEnum;
 use netdp_common::layout::{Counters, DropReason, Traffic};
 use std::cmp::Reverse;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
 
 /// Rates and sizes of the past that are kept for the bars.
 const PAST: usize = 60;
@@ -20,9 +20,6 @@ const WATCHED: usize = 10;
 
 /// The part of a destination's ports, as a divisor, from which it is watched.
 const WATCHED_FROM: u64 = 16;
-
-/// How far the past has to reach for a forecast.
-const FORECAST_FROM: Duration = Duration::from_secs(20);
 
 /// The column by which rows are sorted, the highest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -116,7 +113,7 @@ pub(super) struct View {
     pub run_time: Option<f64>,
     runs: Option<Runs>,
     /// Ports used towards the watched destinations, of the past.
-    ports: HashMap<Destination, VecDeque<(Instant, u64)>>,
+    ports: PortsPast,
 }
 
 impl View {
@@ -136,12 +133,8 @@ impl View {
         let Some(last) = &self.last else {
             return HashSet::new();
         };
-        let least = last.ports / WATCHED_FROM;
-        let mut used: Vec<_> = last.usage.destinations.iter().collect();
-        used.retain(|(_, used)| used.mappings > least);
-        used.sort_by_key(|(key, used)| (Reverse(used.mappings), **key));
-        used.truncate(WATCHED);
-        used.into_iter().map(|(key, _)| *key).collect()
+        let most = most_used(&last.usage, last.ports / WATCHED_FROM, WATCHED);
+        most.into_iter().collect()
     }
 
     /// Adds a sample.
@@ -181,38 +174,15 @@ impl View {
     /// Keeps the past of the destinations that are watched from here on.
     fn remember_ports(&mut self) {
         let watched = self.watched();
-        self.ports.retain(|key, _| watched.contains(key));
-        let Some(last) = &self.last else {
-            return;
-        };
-        for key in watched {
-            let used = last.usage.destinations.get(&key);
-            let past = self.ports.entry(key).or_default();
-            past.push_back((last.at, used.map_or(0, |used| used.mappings)));
-            if past.len() > PAST {
-                past.pop_front();
-            }
+        if let Some(last) = &self.last {
+            self.ports.add(last.at, &watched, &last.usage);
         }
     }
 
     /// Returns in how many seconds the ports towards a destination will be used up, if they go on as
     /// in the past; `None` if they won't, or if that can't be told yet.
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "positive, and below a day"
-    )]
     pub(super) fn full_in(&self, key: &Destination) -> Option<u64> {
-        const DAY: f64 = 86_400.0;
-        let past = self.ports.get(key)?;
-        let (&(begin, first), &(end, used)) = (past.front()?, past.back()?);
-        let span = end.duration_since(begin);
-        if span < FORECAST_FROM || used <= first {
-            return None;
-        }
-        let free = self.last.as_ref()?.ports.checked_sub(used)?;
-        let seconds = float(free) * span.as_secs_f64() / float(used - first);
-        (seconds < DAY).then_some(seconds as u64)
+        self.ports.full_in(key, self.last.as_ref()?.ports)
     }
 
     /// Returns the destination towards which a pod uses the largest part of the ports, and how many;
@@ -256,7 +226,7 @@ fn push(past: &mut Vec<f64>, value: f64) {
 
 /// Returns a number for calculations, exact below 2^53.
 #[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
-pub(super) fn float(number: u64) -> f64 {
+pub(crate) fn float(number: u64) -> f64 {
     number as f64
 }
 

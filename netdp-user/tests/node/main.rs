@@ -49,6 +49,7 @@ mod offload;
 mod one_reading;
 mod orphans;
 mod outside;
+mod page;
 mod policy;
 mod ports;
 mod private_files;

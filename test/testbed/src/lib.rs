@@ -24,6 +24,7 @@ mod agent;
 #[cfg(feature = "apiserver")]
 mod apiserver;
 mod bed;
+mod browser;
 pub mod cgroups;
 mod config_volume;
 mod containerd;
@@ -51,6 +52,7 @@ pub use agent::{Agent, AgentOptions, binary_from_env};
 #[cfg(feature = "apiserver")]
 pub use apiserver::{API_PORT, ApiServer, Audience, NodeToken};
 pub use bed::{Bed, BedBuilder, Host, Uplink, last_host};
+pub use browser::{Browser, Viewport};
 pub use config_volume::ConfigVolume;
 pub use containerd::{ContainerOptions, Containerd};
 pub use earlier::netdp_of_layout_1;

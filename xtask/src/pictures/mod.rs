@@ -1,6 +1,7 @@
-//! `pictures`: what netdp shows in a terminal, and Prometheus of it, drawn as SVG for the documentation.
+//! `pictures`: what netdp shows in a terminal and in a browser, and Prometheus of it, for the documentation.
 //!
-//! A node with pods has traffic; commands run in a real terminal, whose screen Rich draws.
+//! A node with pods has traffic; commands run in a real terminal, whose screen Rich draws as SVG, and
+//! Chromium opens the agent's page.
 
 mod exhaustion;
 
@@ -8,9 +9,14 @@ use crate::{build, setup, shell};
 use anyhow::{Context as _, Result, ensure};
 use std::fs;
 use std::io::Write as _;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use testbed::{Agent, AgentOptions, Bed, ConfigVolume, HttpServer, Running, Terminal};
+use std::time::Duration;
+use testbed::{
+    Agent, AgentOptions, Bed, Browser, ConfigVolume, HttpServer, Netns, Running, Terminal,
+    Viewport, wait_for,
+};
 
 /// Directory of the pictures, relative to the workspace.
 const DIRECTORY: &str = "docs/pictures";
@@ -68,6 +74,19 @@ const PICTURES: [Picture; 3] = [
     },
 ];
 
+/// Address of the page.
+const PAGE: &str = "127.0.0.1:10268";
+
+/// How long the page's lines are to reach back.
+const PAST: Duration = Duration::from_secs(200);
+
+/// Pictures of the page: name, width, whether it is dark, and the most height, in pixels.
+const VIEWS: [(&str, u32, bool, u32); 3] = [
+    ("page-light", 1280, false, 2_400),
+    ("page-dark", 1280, true, 2_400),
+    ("page-narrow", 400, false, 2_400),
+];
+
 /// Draws all pictures.
 pub fn run() -> Result<()> {
     testbed::require_root("cargo xtask pictures")?;
@@ -81,7 +100,21 @@ pub fn run() -> Result<()> {
     let near = bed.neighbour(0, &["10.1.0.20/16"])?;
     let _http = HttpServer::start(&server, (server.v4()?, 80))?;
     let config = ConfigVolume::new(CONFIG)?;
-    let agent = Agent::start(&bed.node, AgentOptions::new(&netdp).config(config.path()))?;
+    let cni = tempfile::tempdir().context("making a directory for names of pods")?;
+    for (pod, name) in bed
+        .pods
+        .iter()
+        .zip(["cart-5d9", "video-7c4", "checkout-7f2"])
+    {
+        name_pod(cni.path(), name, pod.v4()?)?;
+    }
+    let options = AgentOptions::new(&netdp)
+        .config(config.path())
+        .arg(format!("--http-listen={PAGE}"))
+        .arg("--cni-dir")
+        .arg(cni.path());
+    let agent = Agent::start(&bed.node, options)?;
+    let begin = std::time::Instant::now();
     let _traffic = traffic(&bed, &server.ns, &near.ns)?;
     let directory = shell::root().join(DIRECTORY);
     fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
@@ -89,14 +122,50 @@ pub fn run() -> Result<()> {
         shell::progress(picture.name);
         draw(picture, (&bed, &agent), config.path(), &directory)?;
     }
+    shell::progress("page");
+    wait_for(PAST * 2, "an hour's beginning", || begin.elapsed() >= PAST)?;
+    photograph(&bed.node, config.path(), &directory)?;
     shell::progress("exhaustion");
-    exhaustion::draw(&netdp, &directory)?;
+    exhaustion::draw(&netdp, &directory)
+}
+
+/// Writes what libcni caches for a pod with this address.
+fn name_pod(cni: &Path, name: &str, address: Ipv4Addr) -> Result<()> {
+    let cached = format!(
+        r#"{{"kind": "cniCacheV1", "ifName": "eth0", "cniArgs": [["K8S_POD_NAMESPACE", "shop"],
+            ["K8S_POD_NAME", "{name}"], ["K8S_POD_UID", "{name}"]],
+            "result": {{"cniVersion": "1.0.0", "ips": [{{"address": "{address}/16"}}]}}}}"#
+    );
+    fs::write(cni.join(format!("pods-{name}-eth0")), cached).context("naming a pod")
+}
+
+/// Opens the page in a browser and takes its pictures.
+fn photograph(node: &Netns, config: &Path, directory: &Path) -> Result<()> {
+    let mut browser = Browser::start(node)?;
+    for (name, width, dark, height) in VIEWS {
+        browser.open(&format!("http://{PAGE}/"), Viewport { width, dark })?;
+        // As in a pod on a node.
+        let (from, machine) = (config.display(), machine_name()?);
+        browser.evaluate(&format!(
+            "for (let it, all = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT); \
+             it = all.nextNode();) it.data = it.data.replaceAll('{from}', '/etc/config').replace('{machine}', 'node-a')"
+        ))?;
+        let picture = browser.picture(height)?;
+        let path = directory.join(format!("{name}.png"));
+        fs::write(&path, picture).with_context(|| format!("writing {}", path.display()))?;
+        println!("{}", path.display());
+    }
     Ok(())
+}
+
+fn machine_name() -> Result<String> {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").context("the machine's name")?;
+    Ok(name.trim().to_owned())
 }
 
 /// Starts programs that send until they are dropped: a masqueraded stream, a bypassed one, and a
 /// pod that opens connections all the time.
-fn traffic(bed: &Bed, server: &testbed::Netns, near: &testbed::Netns) -> Result<Vec<Running>> {
+fn traffic(bed: &Bed, server: &Netns, near: &Netns) -> Result<Vec<Running>> {
     const PORT: u16 = 5201;
     let mut running = Vec::new();
     for host in [server, near] {

@@ -131,6 +131,18 @@ impl Maps {
             .context("writing the shares_ended map")
     }
 
+    /// Returns the number of mappings by what programs have counted as created and the agent as ended:
+    /// without a walk, and after ends that are not settled yet a little too high.
+    ///
+    /// # Errors
+    /// Returns an error if a map can't be read.
+    pub(crate) fn mappings_by_shares(&self) -> Result<u64> {
+        let opened = self.shares()?.get(&SHARE_TOTAL).map_or(0, |it| it.opened);
+        let count = opened.wrapping_sub(self.shares_ended(SHARE_TOTAL)?.mappings);
+        // Ends may be counted before the creations that were read earlier.
+        Ok(u64::try_from(count.cast_signed()).unwrap_or(0))
+    }
+
     /// Reads the programs' counts of each bucket.
     ///
     /// # Errors

@@ -176,7 +176,7 @@ fn dropped(facts: &Facts<'_>, reason: DropReason) -> (String, Outcome, Vec<Code>
             format!("refused: {to}: {why}")
         }
         other => {
-            let line = format!("dropped: {} ({})", words(other), other.name());
+            let line = format!("dropped: {} ({})", drop_in_words(other), other.name());
             return (line, Outcome::Dropped, Vec::new());
         }
     };
@@ -188,7 +188,7 @@ fn dropped(facts: &Facts<'_>, reason: DropReason) -> (String, Outcome, Vec<Code>
 }
 
 /// Returns a drop reason in words.
-const fn words(reason: DropReason) -> &'static str {
+pub(crate) const fn drop_in_words(reason: DropReason) -> &'static str {
     match reason {
         DropReason::Malformed => "a header is truncated or inconsistent",
         DropReason::UnsupportedProtocol => "a protocol that is not translated",
@@ -199,12 +199,12 @@ const fn words(reason: DropReason) -> &'static str {
         DropReason::Unsolicited => "to another pod's endpoint, which has not sent here",
         DropReason::RewriteFailed => "the kernel could not rewrite it",
         DropReason::ForgedSource => "its source is behind another interface than it came by",
-        DropReason::NoSourceAddress
-        | DropReason::NoFreePort
-        | DropReason::TableFull
-        | DropReason::NodeProtocol
-        | DropReason::PodLimit
-        | DropReason::IpsecPolicy => "a new flow that the node can't serve",
+        DropReason::NoSourceAddress => "the uplink has no address of the packet's family",
+        DropReason::NoFreePort => "every port towards the destination is taken",
+        DropReason::TableFull => "the mapping tables are full, or the pod has used up its share",
+        DropReason::NodeProtocol => "the node itself uses the protocol with the destination",
+        DropReason::PodLimit => "the pod has reached its limit",
+        DropReason::IpsecPolicy => "an IPsec policy covers it, and it would leave in clear text",
     }
 }
 

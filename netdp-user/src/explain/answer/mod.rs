@@ -13,7 +13,8 @@ mod steps;
 mod text;
 
 pub(crate) use ask::{Case, End, protocol};
-pub(crate) use model::{Answer, Answers, Outcome};
+pub(crate) use headline::drop_in_words;
+pub(crate) use model::{Answer, Answers, Detail, Outcome, Step};
 pub(crate) use node::Node;
 
 use super::{At, Explained, Verdict, Why};

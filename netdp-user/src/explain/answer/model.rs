@@ -21,6 +21,14 @@ pub(crate) struct Answers {
 }
 
 impl Answers {
+    /// Returns the output of `netdp explain -o json`.
+    ///
+    /// # Errors
+    /// Returns an error if something cannot be represented in JSON.
+    pub(crate) fn json(&self) -> serde_json::Result<String> {
+        Ok(serde_json::to_string_pretty(self)? + "\n")
+    }
+
     /// Collects answers.
     pub(crate) const fn new(
         agent_running: bool,

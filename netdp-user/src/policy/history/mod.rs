@@ -12,7 +12,7 @@ use crate::state_dir::StateDir;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use show::{Ask, print};
+pub(crate) use show::{Ask, output, print};
 
 /// Name in the state directory.
 pub(crate) const FILE: &str = "history.json";
@@ -31,7 +31,7 @@ const CHANGES: usize = 100_000;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct History {
     version: u32,
-    records: Vec<Record>,
+    pub(crate) records: Vec<Record>,
     /// The rules of the last one.
     rules: RuleSet,
 }
@@ -40,19 +40,19 @@ pub(crate) struct History {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
     /// Number of policies that had been in force on the node until then, including this one.
-    generation: u64,
+    pub(crate) generation: u64,
     /// Hash of the policy.
-    hash: String,
+    pub(crate) hash: String,
     /// Time at which it came into force, in seconds since 1970.
-    applied_at: u64,
+    pub(crate) applied_at: u64,
     /// Its source, in words.
-    source: String,
+    pub(crate) source: String,
     /// ConfigMaps that were part of it: `namespace/name@resourceVersion`.
     config_maps: Vec<String>,
     /// Number of its rules.
-    rules: usize,
+    pub(crate) rules: usize,
     /// Numbers of added, removed and changed rules.
-    counts: [usize; 3],
+    pub(crate) counts: [usize; 3],
     /// The same rules; `None` if they are not kept.
     changes: Option<Changes>,
 }
@@ -92,7 +92,7 @@ impl History {
     ///
     /// # Errors
     /// Returns an error if it can't be read or parsed, or has another version.
-    fn read(state_dir: &StateDir) -> Result<Option<Self>> {
+    pub(crate) fn read(state_dir: &StateDir) -> Result<Option<Self>> {
         let Some(bytes) = state_dir.read_optional(FILE)? else {
             return Ok(None);
         };

@@ -30,6 +30,14 @@ pub(crate) enum Ask {
 /// # Errors
 /// Returns an error if there is none in the state directory, or a generation is not remembered.
 pub(crate) fn print(state_dir: &Path, ask: Ask, json: bool) -> Result<()> {
+    write_out(&output(state_dir, ask, json)?, json)
+}
+
+/// Returns the output of `netdp history`.
+///
+/// # Errors
+/// Returns the errors of [`print`].
+pub(crate) fn output(state_dir: &Path, ask: Ask, json: bool) -> Result<String> {
     let dir = StateDir::at(state_dir);
     let history = History::read(&dir)?.with_context(|| {
         format!(
@@ -57,7 +65,7 @@ pub(crate) fn print(state_dir: &Path, ask: Ask, json: bool) -> Result<()> {
     if !json && !runs {
         text.push_str("the agent is not running; this is what it has left\n");
     }
-    write_out(&text, json)
+    Ok(text)
 }
 
 /// A record in JSON.

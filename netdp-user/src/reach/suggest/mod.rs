@@ -71,6 +71,16 @@ struct Suggestion {
 /// Returns an error if neither counts nor maps are found, or they cannot be read, or the output
 /// cannot be written.
 pub(crate) fn print(bpffs: &Path, state_dir: &Path, format: Format) -> Result<Answer> {
+    let (text, answer) = output(bpffs, state_dir, format)?;
+    write_out(&text, format == Format::Json)?;
+    Ok(answer)
+}
+
+/// Returns the output of `netdp suggest`, and the answer in one word.
+///
+/// # Errors
+/// Returns the errors of [`print`].
+pub(crate) fn output(bpffs: &Path, state_dir: &Path, format: Format) -> Result<(String, Answer)> {
     let dir = StateDir::at(state_dir);
     let mut window = Window::read(&dir)?;
     if datapath::is_pinned(bpffs) {
@@ -97,8 +107,7 @@ pub(crate) fn print(bpffs: &Path, state_dir: &Path, format: Format) -> Result<An
         Format::Yaml => suggestion.yaml(),
         Format::Json => serde_json::to_string_pretty(&suggestion)? + "\n",
     };
-    write_out(&text, format == Format::Json)?;
-    Ok(suggestion.answer())
+    Ok((text, suggestion.answer()))
 }
 
 impl Suggestion {

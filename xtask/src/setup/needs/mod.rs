@@ -354,6 +354,26 @@ pub const ALL: &[Need] = &[
         "draws pictures of terminals for the documentation",
         Part::Run,
     ),
+    program(
+        &["chromium"],
+        "chromium",
+        "opens the agent's page in tests, and draws its pictures",
+    ),
+    file(
+        "the font Cantarell",
+        "/usr/share/fonts/opentype/cantarell",
+        "fonts-cantarell",
+        "words of the page in pictures",
+        Part::Run,
+    ),
+    file(
+        "the font DejaVu Sans Mono",
+        "/usr/share/fonts/truetype/dejavu/DejaVuSansMono.ttf",
+        "fonts-dejavu-core",
+        "numbers and codes of the page in pictures",
+        Part::Run,
+    ),
+    program(&["tidy"], "tidy", "validates the page in tests"),
     program(&["ethtool"], "ethtool", "switches offloads in tests"),
     shown(
         &["iptables"],
