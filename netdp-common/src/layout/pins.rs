@@ -69,6 +69,10 @@ pub const BYPASS_CACHE: &str = "bypass_cache";
 
 /// Network of a destination ([`super::network_of`]) → [`super::Reach`].
 pub const REACH: &str = "reach";
+/// Ring buffer of [`super::Ended`].
+pub const ENDED: &str = "ended";
+/// 0 → the number of [`super::Ended`] for which there was no room, per CPU.
+pub const ENDED_LOST: &str = "ended_lost";
 
 /// All maps: pin file name and the name in the eBPF object.
 pub const ALL: &[(&str, &str)] = &[
@@ -103,6 +107,8 @@ pub const ALL: &[(&str, &str)] = &[
     (RULE_ENDED, "RULE_ENDED"),
     (BYPASS_CACHE, "BYPASS_PAIRS"),
     (REACH, "REACH"),
+    (ENDED, "ENDED"),
+    (ENDED_LOST, "ENDED_LOST"),
 ];
 
 /// Maps of earlier layouts: pin file name and the name in their eBPF object.
@@ -118,4 +124,6 @@ pub const NEW: &[&str] = &[
     BYPASS_CACHE,
     NODE_FLOW_PORTS,
     REACH,
+    ENDED,
+    ENDED_LOST,
 ];

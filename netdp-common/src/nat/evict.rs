@@ -5,7 +5,8 @@ use super::traffic;
 use crate::env::Env;
 use crate::flow::{Carried, EvictionClass, eviction_class, idle, lasted};
 use crate::layout::{
-    Half, MAPPING_HANDED_OVER, MAPPING_HANDOVER_PENDING, MAPPING_HOST, SHARE_TOTAL, Tuple,
+    ENDED_FOR_ROOM, Half, MAPPING_HANDED_OVER, MAPPING_HANDOVER_PENDING, MAPPING_HOST,
+    SETTING_LOG_ENDS, SHARE_TOTAL, Tuple,
 };
 use crate::slot::{ShareSlot, Slot, bucket_of_mapping, port_map};
 
@@ -64,10 +65,10 @@ impl Recycling {
     }
 }
 
-/// Ends a mapping, and removes it from all counts. Returns `false` if it does not have both halves,
-/// or another CPU ends it: its wire tuple may by then belong to another mapping.
+/// Ends a mapping for a reason (`ENDED_*`), and removes it from all counts. Returns `false` if it does
+/// not have both halves, or another CPU ends it: its wire tuple may by then belong to another mapping.
 #[inline(never)]
-pub(super) fn end<E: Env>(env: &E, original: &Tuple, wire: &Tuple) -> bool {
+pub(super) fn end<E: Env>(env: &E, original: &Tuple, wire: &Tuple, why: u32) -> bool {
     let half = env.lookup_snat(original);
     // The original half of another mapping must not be removed.
     let Some(half) = half.filter(|half| half.id() == wire.dst_id && half.addr().is_same(&wire.dst))
@@ -80,7 +81,13 @@ pub(super) fn end<E: Env>(env: &E, original: &Tuple, wire: &Tuple) -> bool {
         return false;
     };
     let bucket = bucket_of_mapping(env.secret(), &original.src, half.flags());
-    let carried = half.is_carried_over();
+    // The log reads what was carried over; the sweep removes it.
+    let logged = env.settings().flags & SETTING_LOG_ENDS != 0;
+    let carried = half.is_carried_over() && !logged;
+    // While its halves are there. Where another CPU ends it at the same moment, it is reported twice.
+    if logged {
+        env.report_end(original, wire, why);
+    }
     // The CPU that removes this half ends the mapping.
     if !env.remove_snat(original) {
         return false;
@@ -88,7 +95,11 @@ pub(super) fn end<E: Env>(env: &E, original: &Tuple, wire: &Tuple) -> bool {
     if carried {
         traffic::forget(env, original, Half::Original);
     }
-    traffic::remove_reply(env, wire);
+    if logged {
+        env.remove_rev_snat(wire);
+    } else {
+        traffic::remove_reply(env, wire);
+    }
     for bucket in [bucket, SHARE_TOTAL] {
         if let Some(share) = env.lookup_share(bucket) {
             share.add_mappings(u64::MAX);
@@ -172,7 +183,7 @@ fn look<E: Env>(env: &E, recycling: &mut Recycling) {
         }
     };
     if makes_room {
-        recycling.made = end(env, &recycling.original, &recycling.wire).into();
+        recycling.made = end(env, &recycling.original, &recycling.wire, ENDED_FOR_ROOM).into();
     } else {
         env.push_recent(&recycling.original);
     }

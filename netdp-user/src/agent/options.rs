@@ -3,6 +3,7 @@
 use crate::config::{ClusterCidrs, Document, Options};
 use crate::datapath::Setup;
 use crate::iptables::ChainOptions;
+use crate::nat_log::NatLogOptions;
 use crate::pods::PodNameOptions;
 use crate::sources::kube::KubeOptions;
 use crate::uplinks::Patterns;
@@ -72,6 +73,8 @@ pub struct RunOptions {
     pub timeouts: Timeouts,
     /// How pods get their names, from `--pod-names` and `--cni-dir`.
     pub pod_names: PodNameOptions,
+    /// The NAT log, from `--nat-log`; `None` if there is none.
+    pub nat_log: Option<NatLogOptions>,
     /// Treatment of the datapath at the end, from `--on-exit`.
     pub on_exit: OnExit,
     /// Path of the ready file, from `--ready-file`.

@@ -10,6 +10,7 @@ mod go_flags;
 mod history;
 mod klog;
 mod kube;
+mod nat_log;
 pub(crate) mod output;
 mod policy;
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod shell;
 mod show_policy;
 mod suggest;
 mod values;
+mod who;
 
 use crate::agent;
 use crate::fleet;
@@ -42,6 +44,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 use suggest::{Probe, Suggest};
+use who::Who;
 
 /// eBPF egress masquerading (SNAT) agent for Kubernetes nodes.
 #[derive(Debug, Parser)]
@@ -59,6 +62,9 @@ enum Command {
     Status(Show),
     /// List the live mappings, or sum them up.
     Flows(Box<Flows>),
+    /// Say which pod had an address and port on the wire, now or at a time. Exits with 0 if there is one
+    /// answer, with 1 if nobody had it, with 2 if that can't be told.
+    Who(Who),
     /// Show the policy in force with packets, bytes, new flows and the last hit of each prefix. Exits
     /// with 2 if there is no datapath.
     Policy(Box<ShowPolicy>),
@@ -218,6 +224,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
             show.output == Output::Json,
         ),
         Command::Flows(flows) => return Ok(flows.run()),
+        Command::Who(who) => return Ok(who.run()),
         Command::Policy(policy) => {
             return Ok(output::or_trouble(policy.run().map(|()| ExitCode::SUCCESS)));
         }
@@ -255,6 +262,7 @@ impl Command {
             Self::Run(run) => Some(&run.paths),
             Self::Status(show) => Some(&show.paths),
             Self::Flows(flows) => Some(flows.paths()),
+            Self::Who(who) => Some(who.paths()),
             Self::Policy(policy) => Some(&policy.paths),
             Self::History(history) => Some(&history.paths),
             Self::Diff(diff) => Some(&diff.paths),

@@ -34,7 +34,7 @@ const SECRET: &str = "secret";
 const LOCK: &str = "lock";
 
 /// All files in this directory except locks.
-const FILES: [&str; 12] = [
+const FILES: [&str; 13] = [
     "status.json",
     "memory.json",
     LAST_GOOD,
@@ -46,6 +46,7 @@ const FILES: [&str; 12] = [
     policy::COUNTS_FILE,
     policy::history::FILE,
     crate::pods::FILE,
+    crate::nat_log::FILE,
     SECRET,
 ];
 

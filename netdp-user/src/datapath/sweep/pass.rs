@@ -6,6 +6,7 @@ use super::replies::Replies;
 use super::stale::StaleMappings;
 use super::{SweepRules, SweepStats};
 use crate::datapath::batch;
+use crate::datapath::mapping_log::{SharedLog, Teller, Why};
 use crate::datapath::maps::Maps;
 use crate::datapath::rule_counts::EndedTraffic;
 use anyhow::{Context as _, Result};
@@ -62,6 +63,8 @@ pub struct Pass<'a> {
     accounts: Accounts,
     /// Wire tuples that have become free.
     freed: Vec<Tuple>,
+    /// What a log of mappings is told.
+    teller: Teller,
 }
 
 impl<'a> Pass<'a> {
@@ -88,7 +91,14 @@ impl<'a> Pass<'a> {
             evictable: Candidates::default(),
             accounts: Accounts::new(secret),
             freed: Vec::new(),
+            teller: Teller::default(),
         }
+    }
+
+    /// Tells a log, if there is one, which mappings live and which end.
+    pub fn telling(mut self, log: Option<&SharedLog>) -> Self {
+        self.teller = Teller::new(log);
+        self
     }
 
     /// Restarts the pass to collect mappings to evict. Counts of ended mappings are kept.
@@ -101,6 +111,7 @@ impl<'a> Pass<'a> {
             },
             freed: self.freed,
             accounts: self.accounts.restart(),
+            teller: self.teller,
             ..Self::new(now, Secret::default(), self.rules, horizon)
         };
         pass.conditions.compared = Compared::All;
@@ -230,19 +241,30 @@ impl<'a> Pass<'a> {
         half: &Mapping,
         reply: Option<Mapping>,
     ) {
-        match disposition {
+        let why = match disposition {
             Disposition::Keep(_) => {
                 self.stats.live += 1;
                 self.stale.add(tuple.dst);
                 self.accounts.count_live(tuple, half);
+                self.teller.lives(self.conditions.now, tuple, half);
                 return;
             }
-            Disposition::Expired => self.stats.expired += 1,
-            Disposition::AddressGone => self.stats.address_gone += 1,
-            Disposition::Retired => self.stats.retired += 1,
-        }
+            Disposition::Expired => {
+                self.stats.expired += 1;
+                Why::Timeout
+            }
+            Disposition::AddressGone => {
+                self.stats.address_gone += 1;
+                Why::AddressGone
+            }
+            Disposition::Retired => {
+                self.stats.retired += 1;
+                Why::Policy
+            }
+        };
         self.accounts.count_ended(tuple, half);
         let reply = reply.or_else(|| maps.rev_snat.get(wire, 0).ok());
+        self.teller.ends(maps, tuple, half, why);
         self.end(maps, (tuple, wire), half, reply.as_ref());
     }
 
@@ -304,6 +326,16 @@ impl<'a> Pass<'a> {
             log::warn!("counting for their rules what ended mappings had sent: {err:#}");
             self.sent = EndedTraffic::default();
         }
+        self.teller.removing();
+        let removed = self.remove_halves(maps);
+        self.teller.tell(maps)?;
+        removed?;
+        maps.remove_traffic(&self.carried)?;
+        self.carried.clear();
+        Ok(())
+    }
+
+    fn remove_halves(&mut self, maps: &Maps) -> Result<()> {
         for ended in self.ended.chunks(REMOVED_AT_ONCE) {
             let (tuples, wires): (Vec<_>, Vec<_>) = ended.iter().copied().unzip();
             batch::remove(&maps.snat_data, &tuples).context("in the snat map")?;
@@ -311,8 +343,6 @@ impl<'a> Pass<'a> {
             self.freed.extend(wires);
         }
         self.ended.clear();
-        maps.remove_traffic(&self.carried)?;
-        self.carried.clear();
         Ok(())
     }
 
@@ -377,6 +407,7 @@ impl<'a> Pass<'a> {
                 let idle = idle(self.conditions.now, half.last_seen, reply.last_seen);
                 let carried = Carried::by(tuple, &half, Some(&reply));
                 if eviction_class(&carried, idle) == Some(candidate.class) {
+                    self.teller.ends(maps, tuple, &half, Why::Room);
                     self.end(maps, (tuple, wire), &half, Some(&reply));
                     self.accounts.count_evicted(tuple, &half);
                     self.stats.live -= 1;

@@ -6,6 +6,7 @@ use super::replies::Replies;
 use super::schedule::{Cooldown, Schedule, Usage};
 use super::stale::StaleMappings;
 use super::{SweepRules, SweepStats};
+use crate::datapath::mapping_log::{SharedLog, lock};
 use crate::datapath::maps::Maps;
 use anyhow::Result;
 use netdp_common::flow::age;
@@ -38,6 +39,8 @@ pub struct Sweeper {
     secret: Secret,
     /// Time of the last sweep of inbound flows, in ticks.
     inbound_at: Option<u32>,
+    /// The log of mappings, if there is one.
+    log: Option<SharedLog>,
 }
 
 impl Sweeper {
@@ -54,7 +57,13 @@ impl Sweeper {
             schedule: Schedule::default(),
             cooldown: Cooldown::new(Instant::now()),
             inbound_at: None,
+            log: None,
         })
+    }
+
+    /// Tells a log, from now on, which mappings live and which end.
+    pub(crate) fn tell(&mut self, log: Option<SharedLog>) {
+        self.log = log;
     }
 
     /// Returns the maps, for reading.
@@ -170,7 +179,8 @@ impl Sweeper {
         let interval = self.interval(rules);
         let settings = self.maps.settings()?;
         let begun = now(&self.maps)?;
-        let mut pass = Pass::new(begun, self.secret, rules, ticks(interval));
+        let mut pass =
+            Pass::new(begun, self.secret, rules, ticks(interval)).telling(self.log.as_ref());
         pass.stale = StaleMappings::collect(settings.flags);
         let mut replies = pass.read_replies(&self.maps)?;
         pass.scan_originals(&self.maps, &mut replies)?;
@@ -184,6 +194,7 @@ impl Sweeper {
             return Ok(pass.stats);
         }
         pass.finish(&mut self.maps, &mut replies)?;
+        self.passed(begun);
         pass.correct_all_counts(&mut self.maps)?;
         self.sweep_inbound(begun)?;
         let due = std::mem::take(&mut pass.due);
@@ -204,6 +215,13 @@ impl Sweeper {
         pass.into_stats(&self.maps, settings.epoch)
     }
 
+    /// Tells the log that a pass that began at a time has seen every mapping.
+    fn passed(&self, begun: u32) {
+        if let Some(log) = &self.log {
+            lock(log).passed(begun);
+        }
+    }
+
     /// Scans both halves of every mapping once more, and evicts.
     fn eviction_pass<'a>(&self, before: Pass<'a>, replies: &mut Replies) -> Result<Pass<'a>> {
         let mut pass = before.restart_to_evict();
@@ -220,7 +238,8 @@ impl Sweeper {
     fn scan_pass(&mut self, rules: &SweepRules) -> Result<SweepStats> {
         let created = self.maps.counters()?.mappings_created;
         let now = now(&self.maps)?;
-        let mut pass = Pass::new(now, self.secret, rules, self.schedule.remaining(now));
+        let mut pass = Pass::new(now, self.secret, rules, self.schedule.remaining(now))
+            .telling(self.log.as_ref());
         pass.conditions.scheduled_before = self.schedule.last_scan();
         let settings = self.maps.settings()?;
         pass.stale = StaleMappings::collect(settings.flags);
@@ -229,6 +248,7 @@ impl Sweeper {
         if pass.stats.stopped {
             return Ok(pass.stats);
         }
+        self.passed(now);
         self.schedule.record_scan(now);
         self.schedule.add(now, std::mem::take(&mut pass.due));
         self.schedule.set_population(pass.stats.live, created);
@@ -238,7 +258,8 @@ impl Sweeper {
     /// Ends those of the due mappings that have timed out; the others, and those that are not
     /// reached, are added to the schedule again.
     fn end_due(&mut self, rules: &SweepRules, now: u32, due: &[Tuple]) -> Result<SweepStats> {
-        let mut pass = Pass::new(now, self.secret, rules, u64::from(u32::MAX));
+        let mut pass =
+            Pass::new(now, self.secret, rules, u64::from(u32::MAX)).telling(self.log.as_ref());
         let mut unseen = due;
         let mut result = Ok(());
         while !unseen.is_empty() && result.is_ok() {
