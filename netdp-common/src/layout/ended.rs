@@ -1,8 +1,8 @@
 //! Mappings that programs end themselves, for the NAT log.
 
-use super::{Mapping, Tuple};
+use super::{Mapping, Traffic, Tuple};
 
-/// Bytes of the ring buffer `ended`, a power of two: some 7,600 mappings.
+/// Bytes of the ring buffer `ended`, a power of two: some 6,200 mappings.
 pub const ENDED_BYTES: usize = 1 << 20;
 
 /// [`Ended::why`]: it gave way to another flow, because there was no room or no other port.
@@ -27,10 +27,12 @@ pub struct Ended {
     pub original: Mapping,
     /// The reply half as it was; an original half's copy without traffic where there was none.
     pub reply: Mapping,
+    /// What was carried over from the two halves.
+    pub carried: [Traffic; 2],
     /// The time, in ticks.
     pub at: u32,
     /// `ENDED_*`.
     pub why: u32,
 }
 
-const _: () = assert!(size_of::<Ended>() == 128);
+const _: () = assert!(size_of::<Ended>() == 160);

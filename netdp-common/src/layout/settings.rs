@@ -79,8 +79,7 @@ pub const SETTING_ANY_SOURCE: u32 = 256;
 /// and leave for its pod by another.
 pub const SETTING_SEVERAL_UPLINKS: u32 = 512;
 
-/// [`Settings::flags`]: programs report the mappings that they end ([`super::Ended`]), and leave what was
-/// carried over from these to the sweep.
+/// [`Settings::flags`]: programs report the mappings that they end ([`super::Ended`]).
 pub const SETTING_LOG_ENDS: u32 = 1024;
 
 /// [`Settings::no_leak`]: packets that cannot be translated are dropped.

@@ -5,8 +5,8 @@ use super::traffic;
 use crate::env::Env;
 use crate::flow::{Carried, EvictionClass, eviction_class, idle, lasted};
 use crate::layout::{
-    ENDED_FOR_ROOM, Half, MAPPING_HANDED_OVER, MAPPING_HANDOVER_PENDING, MAPPING_HOST,
-    SETTING_LOG_ENDS, SHARE_TOTAL, Tuple,
+    ENDED_FOR_ROOM, Half, MAPPING_HANDED_OVER, MAPPING_HANDOVER_PENDING, MAPPING_HOST, SHARE_TOTAL,
+    Tuple,
 };
 use crate::slot::{ShareSlot, Slot, bucket_of_mapping, port_map};
 
@@ -67,8 +67,16 @@ impl Recycling {
 
 /// Ends a mapping for a reason (`ENDED_*`), and removes it from all counts. Returns `false` if it does
 /// not have both halves, or another CPU ends it: its wire tuple may by then belong to another mapping.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn end<E: Env>(env: &E, original: &Tuple, wire: &Tuple, why: u32) -> bool {
+    // While its halves are there, and not within `remove`, whose stack frame adds to that of the report.
+    // Where another CPU ends it at the same moment, it is reported twice.
+    env.report_end(original, wire, why);
+    remove(env, original, wire)
+}
+
+#[inline(never)]
+fn remove<E: Env>(env: &E, original: &Tuple, wire: &Tuple) -> bool {
     let half = env.lookup_snat(original);
     // The original half of another mapping must not be removed.
     let Some(half) = half.filter(|half| half.id() == wire.dst_id && half.addr().is_same(&wire.dst))
@@ -81,13 +89,7 @@ pub(super) fn end<E: Env>(env: &E, original: &Tuple, wire: &Tuple, why: u32) -> 
         return false;
     };
     let bucket = bucket_of_mapping(env.secret(), &original.src, half.flags());
-    // The log reads what was carried over; the sweep removes it.
-    let logged = env.settings().flags & SETTING_LOG_ENDS != 0;
-    let carried = half.is_carried_over() && !logged;
-    // While its halves are there. Where another CPU ends it at the same moment, it is reported twice.
-    if logged {
-        env.report_end(original, wire, why);
-    }
+    let carried = half.is_carried_over();
     // The CPU that removes this half ends the mapping.
     if !env.remove_snat(original) {
         return false;
@@ -95,11 +97,7 @@ pub(super) fn end<E: Env>(env: &E, original: &Tuple, wire: &Tuple, why: u32) -> 
     if carried {
         traffic::forget(env, original, Half::Original);
     }
-    if logged {
-        env.remove_rev_snat(wire);
-    } else {
-        traffic::remove_reply(env, wire);
-    }
+    traffic::remove_reply(env, wire);
     for bucket in [bucket, SHARE_TOTAL] {
         if let Some(share) = env.lookup_share(bucket) {
             share.add_mappings(u64::MAX);

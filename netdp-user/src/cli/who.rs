@@ -14,8 +14,8 @@ use std::process::ExitCode;
 
 Examples:
   netdp who 10.1.0.10:44216
-  netdp who 10.1.0.10:44216 --to 203.0.113.10:443 --proto tcp --at 10:16
-  netdp who 10.1.0.10:44216 --at 2026-11-28T10:16:00Z --nat-log /mnt/copy/nat.log")]
+  netdp who 10.1.0.10:44216 --to 203.0.113.10:443 --proto tcp --at 2026-11-28T10:16:30Z
+  netdp who 10.1.0.10:44216 --at 2026-11-28T10:16 --nat-log /mnt/copy/nat.log")]
 pub(super) struct Who {
     /// Address on the wire, with the port or ICMP identifier; IPv6 with a port in brackets.
     #[arg(value_name = "ADDR[:PORT]")]
@@ -26,7 +26,7 @@ pub(super) struct Who {
     /// Only mappings of a protocol: tcp, udp, icmp, icmpv6, sctp, dccp, udp-lite, or a number.
     #[arg(long, value_name = "PROTO", value_parser = parse_protocol)]
     proto: Option<u32>,
-    /// Time, as the node's local time of today (10:16:30), with the date ('2026-11-28 10:16:30'),
+    /// Time, as the node's local time of today (10:16:30), with the date (2026-11-28T10:16:30),
     /// or by RFC 3339. Without it, now.
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     at: Option<u64>,

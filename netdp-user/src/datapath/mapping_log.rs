@@ -7,7 +7,8 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
 use netdp_common::flow::age;
 use netdp_common::layout::{
-    Addr, ENDED_FOR_NODE, ENDED_MOVED, ENDED_UNTRANSLATED, Ended, Half, Mapping, Tuple, pins,
+    Addr, ENDED_FOR_NODE, ENDED_MOVED, ENDED_UNTRANSLATED, Ended, Half, Mapping, Traffic, Tuple,
+    pins,
 };
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -237,7 +238,7 @@ impl Maps {
 pub(crate) struct EndedReports {
     ring: RingBuf<MapData>,
     lost: PerCpuArray<MapData, u64>,
-    traffic: Maps,
+    maps: Maps,
 }
 
 impl EndedReports {
@@ -250,7 +251,7 @@ impl EndedReports {
         Ok(Self {
             ring: Map::RingBuf(pinned(pins::ENDED)?).try_into()?,
             lost: Map::PerCpuArray(pinned(pins::ENDED_LOST)?).try_into()?,
-            traffic: Maps::open(bpffs)?,
+            maps: Maps::open(bpffs)?,
         })
     }
 
@@ -267,10 +268,9 @@ impl EndedReports {
             if is_test(&ended.tuple) {
                 continue;
             }
-            let wire = ended.tuple.reply_to(ended.original.addr, ended.original.id);
-            let maps = &self.traffic;
-            let (out, bytes_out) = maps.traffic(Half::Original, &ended.tuple, &ended.original);
-            let (back, bytes_back) = maps.traffic(Half::Reply, &wire, &ended.reply);
+            let [carried_out, carried_back] = &ended.carried;
+            let (out, bytes_out) = total(Half::Original, &ended.original, carried_out);
+            let (back, bytes_back) = total(Half::Reply, &ended.reply, carried_back);
             taken.push(EndedMapping {
                 mapping: Identity::of(&ended.tuple, &ended.original),
                 at: ended.at,
@@ -296,8 +296,16 @@ impl EndedReports {
     /// # Errors
     /// Returns an error if the clock can't be read.
     pub(crate) fn now(&self) -> Result<u32> {
-        self.traffic.ticks()
+        self.maps.ticks()
     }
+}
+
+/// Returns the packets of a half, and their bytes if it counts them.
+fn total(half: Half, mapping: &Mapping, carried: &Traffic) -> (u64, Option<u64>) {
+    let mut traffic = mapping.uncarried(half);
+    traffic.add(carried);
+    let counts_bytes = mapping.flags & half.counted() != 0;
+    (traffic.packets, counts_bytes.then_some(traffic.bytes))
 }
 
 /// Reads a report; `None` if it has another size, as of another version.

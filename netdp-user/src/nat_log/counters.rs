@@ -50,7 +50,9 @@ impl Counters {
     /// Returns the number of records lost, by cause.
     pub(crate) fn lost(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let count = |cause: Cause| self.lost[cause as usize].load(Ordering::Relaxed);
-        Cause::ALL.map(|cause| (cause.name(), count(cause))).into_iter()
+        Cause::ALL
+            .map(|cause| (cause.name(), count(cause)))
+            .into_iter()
     }
 
     pub(super) fn add_record(&self, kind: Kind) {

@@ -26,21 +26,19 @@ const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// Events that are written at once: some 1.4 MB.
 const WRITTEN_AT_ONCE: usize = 4096;
 
-/// How long names of pods are used before they are read again.
-const NAMES_FOR: Duration = Duration::from_secs(2);
-
 /// Pause after a failure.
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Failures after which the end of the agent is not delayed any more.
 const TRIES_AT_END: u32 = 3;
 
-/// The names of pods, read again when they are old.
+/// The names of pods, read again for mappings that began since.
 pub(super) struct NameCache {
     pub cni_dir: PathBuf,
     pub state_dir: StateDir,
     pub is_off: bool,
-    names: Option<(Names, Instant)>,
+    /// With the time at which they were read, in milliseconds since 1970.
+    names: Option<(Names, u64)>,
 }
 
 impl NameCache {
@@ -54,11 +52,13 @@ impl NameCache {
         }
     }
 
-    fn refresh(&mut self) {
-        let is_fresh = |(_, at): &(Names, Instant)| at.elapsed() < NAMES_FOR;
-        if !self.is_off && !self.names.as_ref().is_some_and(is_fresh) {
+    /// Reads the names again if they are older than a begin, in milliseconds since 1970.
+    fn refresh(&mut self, begin: u64) {
+        let is_fresh = self.names.as_ref().is_some_and(|(_, at)| *at > begin);
+        if !self.is_off && !is_fresh {
+            let at = now();
             let names = Names::load(&self.cni_dir, &self.state_dir);
-            self.names = Some((names, Instant::now()));
+            self.names = Some((names, at));
         }
     }
 
@@ -122,8 +122,18 @@ impl Writer {
 
     /// Writes a batch; `false` if the agent ends and nothing can be written.
     fn write(&mut self, batch: Batch) -> bool {
-        if !batch.events.is_empty() {
-            self.names.refresh();
+        let clock = self.state.clock;
+        let begins = batch.events.iter().filter_map(|event| match event {
+            Event::Begin(it) => Some(it.of.created),
+            Event::End(it) => Some(it.of.mapping.created),
+            Event::Alive(..) | Event::Policy(..) => None,
+        });
+        // A tick more: the begin is rounded.
+        let latest = begins
+            .map(|created| clock.time(created.wrapping_add(1)))
+            .max();
+        if let Some(latest) = latest.filter(|_| !self.sink.takes_sessions()) {
+            self.names.refresh(latest);
         }
         let begun = Instant::now();
         for events in batch.events.chunks(WRITTEN_AT_ONCE) {

@@ -63,6 +63,17 @@ impl Place {
     }
 }
 
+impl Place {
+    /// Returns what its endpoints begin with, as text.
+    fn begin(&self) -> String {
+        let text = SocketAddr::new(self.address, self.port.unwrap_or(0)).to_string();
+        match (self.port, text.rsplit_once(':')) {
+            (None, Some((address, _))) => format!("{address}:"),
+            _ => text,
+        }
+    }
+}
+
 impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.port {
@@ -96,14 +107,6 @@ impl Question {
             }
     }
 
-    /// Returns a text that every record about the address has.
-    fn needle(&self) -> String {
-        let SocketAddr::V4(_) = SocketAddr::new(self.place.address, 0) else {
-            return format!("\"seen_as\":\"[{}]:", self.place.address);
-        };
-        format!("\"seen_as\":\"{}:", self.place.address)
-    }
-
     /// Reports whether only one mapping at a time can be what is asked for.
     fn is_exact(&self) -> bool {
         self.place.port.is_some()
@@ -128,7 +131,7 @@ pub(crate) struct Places<'a> {
 /// Parses a time: by RFC 3339, or local without the zone, or of today without the date.
 ///
 /// # Errors
-/// Returns an error if it is none of these, or lies ahead.
+/// Returns an error if it is none of these.
 pub(crate) fn parse_time(text: &str) -> Result<u64> {
     let zone = TimeZone::system();
     let time = if let Ok(time) = text.parse::<Timestamp>() {
@@ -143,11 +146,7 @@ pub(crate) fn parse_time(text: &str) -> Result<u64> {
             "{text:?} is no time, such as 10:16, '2026-11-28 10:16:00' or 2026-11-28T10:16:00.5Z"
         );
     };
-    let time = u64::try_from(time.as_millisecond()).context("it is before 1970")?;
-    if time > now() {
-        bail!("{text:?} lies ahead; give the date, too, if it was on another day");
-    }
-    Ok(time)
+    u64::try_from(time.as_millisecond()).context("it is before 1970")
 }
 
 /// Prints the answer. Exit statuses: 0 one answer, 1 nobody, 2 it can't be told.
@@ -155,6 +154,14 @@ pub(crate) fn parse_time(text: &str) -> Result<u64> {
 /// # Errors
 /// Returns an error if the log or the maps can't be read.
 pub(crate) fn print(places: &Places<'_>, question: &Question, json: bool) -> Result<ExitCode> {
+    if let Some(at) = question.at
+        && at > now()
+    {
+        bail!(
+            "--at {} lies ahead; give the date, too, if it was on another day",
+            text(at)
+        );
+    }
     let (found, notes) = ask(places, question)?;
     let shown = if json {
         format!("{:#}\n", as_json(question, &found, &notes))

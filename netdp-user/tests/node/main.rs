@@ -37,6 +37,7 @@ mod limits;
 mod many_flows;
 mod masquerade;
 mod migration;
+mod nat_log;
 mod no_address;
 mod node_ports;
 mod offload;

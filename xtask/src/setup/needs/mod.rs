@@ -318,6 +318,7 @@ pub const ALL: &[Need] = &[
     program(&["mtr"], "mtr-tiny", "finds hops in tests"),
     program(&["nghttpd"], "nghttp2-server", "HTTP/2 server in tests"),
     program(&["tcpdump"], "tcpdump", "captures packets in tests"),
+    program(&["tshark"], "tshark", "decodes the NAT log's IPFIX in tests"),
     program(&["tmux"], "tmux", "runs netdp top in a terminal in tests"),
     file(
         "python3-rich",
