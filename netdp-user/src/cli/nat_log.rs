@@ -13,7 +13,7 @@ const SHORTEST: Duration = Duration::from_secs(60);
 pub(super) struct NatLogFlags {
     /// Where to log which pod had which address and port on the wire, and when: a file, a Unix stream
     /// socket (unix:PATH), or an IPFIX collector over UDP (ipfix://ADDR:PORT). Without it, nowhere.
-    #[arg(long, value_name = "FILE|unix:PATH|ipfix://ADDR:PORT")]
+    #[arg(long, value_name = "TARGET")]
     nat_log: Option<Target>,
     /// Log the destinations, too.
     #[arg(long, requires = "nat_log")]

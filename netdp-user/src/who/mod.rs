@@ -247,7 +247,7 @@ fn as_text(question: &Question, found: &Found, notes: &[String]) -> String {
             Some(format!("can't tell who had {place} {when}: {why}"))
         }
     };
-    for line in first {
+    if let Some(line) = first {
         let _ = writeln!(shown, "{line}");
     }
     for candidate in &found.sure {
