@@ -249,7 +249,7 @@ fn check_log(log: &Path, all: &[Truth]) -> Result<()> {
             );
         }
     }
-    println!(
+    eprintln!(
         "{} mappings, {} gaps; {} begins and {} ends are only in gaps",
         all.len(),
         gaps.len(),
@@ -301,7 +301,7 @@ fn check_who(world: &World, story: &mut Story, asks: u32) -> Result<()> {
             }
         }
     }
-    println!(
+    eprintln!(
         "{asks} asked: {} told, {} can't be told, 0 wrong",
         answers[0], answers[2]
     );
@@ -384,7 +384,7 @@ fn each_mapping_is_in_the_log_or_in_a_gap_and_who_is_never_wrong() -> Result<()>
     world.agent.stop()?;
     let text = fs::read_to_string(&log)?;
     ensure!(text.ends_with('\n'));
-    println!("{} bytes per mapping", text.len() / story.all.len());
+    eprintln!("{} bytes per mapping", text.len() / story.all.len());
     check_log(&log, &story.all)?;
     check_who(&world, &mut story, number("NETDP_NAT_LOG_ASKS", 60))
 }

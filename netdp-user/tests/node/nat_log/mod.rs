@@ -126,7 +126,8 @@ fn a_connection_is_in_the_log_and_who_finds_its_pod() -> Result<()> {
     );
 
     let agent = &logged.world.agent;
-    let (code, told) = who(agent, &[&seen])?;
+    let cni = logged.cni().display().to_string();
+    let (code, told) = who(agent, &[&seen, "--cni-dir", &cni])?;
     ensure!(
         told.starts_with(&format!(
             "shop/cart ({pod}, uid uid-cart), tcp to {to}, since "
