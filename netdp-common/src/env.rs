@@ -156,6 +156,10 @@ pub trait Mappings {
     fn insert_rev_snat(&self, tuple: &Tuple, mapping: &Mapping) -> Result<(), InsertError>;
     /// Removes an original half; returns `false` if there was none, or another CPU was faster.
     fn remove_snat(&self, tuple: &Tuple) -> bool;
+    /// Reports, if a log wants that ([`crate::layout::SETTING_LOG_ENDS`]), that a mapping, by its original
+    /// tuple and its wire tuple, is about to end for a reason (`ENDED_*`). Returns `false` if it is not
+    /// reported: there is no such mapping, or no room, which is counted.
+    fn report_end(&self, tuple: &Tuple, wire: &Tuple, why: u32) -> bool;
     /// Releases a claimed wire tuple.
     fn remove_rev_snat(&self, tuple: &Tuple);
     /// Queues the tuple of a mapping that has begun or closed; replaces the oldest if the queue is

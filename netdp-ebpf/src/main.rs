@@ -15,6 +15,7 @@
 mod bounded_loop;
 mod cache;
 mod drop_log;
+mod ended;
 mod env;
 mod events;
 mod fib;

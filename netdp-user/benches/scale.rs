@@ -95,6 +95,7 @@ fn setup(mappings: u32) -> Setup {
         no_leak: NoLeak::Drop,
         on_reload: OnReload::Sticky,
         hairpin: false,
+        log_ends: false,
         pod_flows: u32::MAX,
         pod_new_flows: 0,
         secret: [1, 2],

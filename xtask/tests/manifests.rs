@@ -189,6 +189,7 @@ fn helm_refuses_bad_values_and_says_which() -> Result<()> {
         (json!({"maxUnavailable": "0%"}), "/maxUnavailable"),
         (json!({"image": {"digest": "sha256:12"}}), "/image/digest"),
         (json!({"targets": ["10.0.0.1"]}), "/targets/0"),
+        (json!({"natLog": {"hostPath": "var"}}), "/natLog/hostPath"),
         (
             json!({"podMonitor": {"interval": "often"}}),
             "/podMonitor/interval",

@@ -6,6 +6,7 @@
 mod addr;
 mod counters;
 mod drops;
+mod ended;
 mod endpoint;
 mod event;
 mod fragment;
@@ -26,6 +27,9 @@ mod uplink;
 pub use addr::{Addr, Family};
 pub use counters::Counters;
 pub use drops::{DropReason, Drops};
+pub use ended::{
+    ENDED_BYTES, ENDED_FOR_NODE, ENDED_FOR_ROOM, ENDED_MOVED, ENDED_UNTRANSLATED, Ended,
+};
 pub use endpoint::Endpoint;
 pub use event::{
     BeginEvent, CAPTURED, DropEvent, EVENT_BEGIN, EVENT_DROP, EVENT_IN, EVENT_KINDS, EVENT_OUT,
@@ -50,8 +54,8 @@ pub use reach::{REACH, Reach, network_bits, network_of};
 pub use settings::{
     Limits, NO_LEAK_ADDRESS, NO_LEAK_DROP, NO_LEAK_PASS, PORT_RANGES, PortRange,
     SETTING_ANY_SOURCE, SETTING_BYPASS_CACHE_VALID, SETTING_DRAIN, SETTING_HAIRPIN,
-    SETTING_HASH_PORTS, SETTING_IPV6, SETTING_PORTS, SETTING_RANDOM_PORTS, SETTING_SEVERAL_UPLINKS,
-    SETTING_UDP_ENDPOINTS, Secret, Settings,
+    SETTING_HASH_PORTS, SETTING_IPV6, SETTING_LOG_ENDS, SETTING_PORTS, SETTING_RANDOM_PORTS,
+    SETTING_SEVERAL_UPLINKS, SETTING_UDP_ENDPOINTS, Secret, Settings,
 };
 pub use share::{SHARE_BUCKETS, SHARE_ENTRIES, SHARE_TOTAL, Share, ShareEnded};
 pub use traffic::{

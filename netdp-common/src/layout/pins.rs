@@ -73,6 +73,10 @@ pub const REACH: &str = "reach";
 pub const EVENTS: &str = "events";
 /// Kind of an event (`EVENT_*`) → [`super::EventCount`], per CPU.
 pub const EVENT_COUNTS: &str = "event_counts";
+/// Ring buffer of [`super::Ended`].
+pub const ENDED: &str = "ended";
+/// 0 → the number of [`super::Ended`] for which there was no room, per CPU.
+pub const ENDED_LOST: &str = "ended_lost";
 
 /// All maps: pin file name and the name in the eBPF object.
 pub const ALL: &[(&str, &str)] = &[
@@ -109,6 +113,8 @@ pub const ALL: &[(&str, &str)] = &[
     (REACH, "REACH"),
     (EVENTS, "EVENTS"),
     (EVENT_COUNTS, "EVENT_COUNTS"),
+    (ENDED, "ENDED"),
+    (ENDED_LOST, "ENDED_LOST"),
 ];
 
 /// Maps of earlier layouts: pin file name and the name in their eBPF object.
@@ -126,4 +132,6 @@ pub const NEW: &[&str] = &[
     REACH,
     EVENTS,
     EVENT_COUNTS,
+    ENDED,
+    ENDED_LOST,
 ];

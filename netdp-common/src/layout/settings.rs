@@ -79,6 +79,9 @@ pub const SETTING_ANY_SOURCE: u32 = 256;
 /// and leave for its pod by another.
 pub const SETTING_SEVERAL_UPLINKS: u32 = 512;
 
+/// [`Settings::flags`]: programs report the mappings that they end ([`super::Ended`]).
+pub const SETTING_LOG_ENDS: u32 = 1024;
+
 /// [`Settings::no_leak`]: packets that cannot be translated are dropped.
 pub const NO_LEAK_DROP: u32 = 0;
 

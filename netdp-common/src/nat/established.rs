@@ -10,8 +10,8 @@ use crate::flow::{
     is_closing, is_in_window, rst_is_acceptable, tcp_state,
 };
 use crate::layout::{
-    DropReason, Family, Half, MAPPING_COUNTED_ORIGINAL, MAPPING_COUNTED_REPLY, MAPPING_HANDED_OVER,
-    MAPPING_HOST, MAPPING_ORIGIN, Tuple, origin_tag,
+    DropReason, ENDED_FOR_NODE, Family, Half, MAPPING_COUNTED_ORIGINAL, MAPPING_COUNTED_REPLY,
+    MAPPING_HANDED_OVER, MAPPING_HOST, MAPPING_ORIGIN, Tuple, origin_tag,
 };
 use crate::packet::{ACK, FIN, L4, Packet, RST, SYN, TcpSegment};
 use crate::slot::Slot;
@@ -152,7 +152,7 @@ pub(super) fn on_ingress_hit<E: Env>(env: &E, wire: &Tuple, l4: &L4, slot: Slot)
         Incoming::Untrusted => traffic::count(env, wire, Half::Reply, slot),
         Incoming::Nodes => {
             let original = wire.answers(slot.addr(), slot.id());
-            evict::end(env, &original, wire);
+            evict::end(env, &original, wire, ENDED_FOR_NODE);
             env.count_packet(|c| &mut c.ingress_passed);
             return Hit::Unmapped;
         }

@@ -5,7 +5,8 @@ use super::traffic;
 use crate::env::Env;
 use crate::flow::{Carried, EvictionClass, eviction_class, idle, lasted};
 use crate::layout::{
-    Half, MAPPING_HANDED_OVER, MAPPING_HANDOVER_PENDING, MAPPING_HOST, SHARE_TOTAL, Tuple,
+    ENDED_FOR_ROOM, Half, MAPPING_HANDED_OVER, MAPPING_HANDOVER_PENDING, MAPPING_HOST, SHARE_TOTAL,
+    Tuple,
 };
 use crate::slot::{ShareSlot, Slot, bucket_of_mapping, port_map};
 
@@ -64,10 +65,18 @@ impl Recycling {
     }
 }
 
-/// Ends a mapping, and removes it from all counts. Returns `false` if it does not have both halves,
-/// or another CPU ends it: its wire tuple may by then belong to another mapping.
+/// Ends a mapping for a reason (`ENDED_*`), and removes it from all counts. Returns `false` if it does
+/// not have both halves, or another CPU ends it: its wire tuple may by then belong to another mapping.
+#[inline(always)]
+pub(super) fn end<E: Env>(env: &E, original: &Tuple, wire: &Tuple, why: u32) -> bool {
+    // While its halves are there, and not within `remove`, whose stack frame adds to that of the report.
+    // Where another CPU ends it at the same moment, it is reported twice.
+    env.report_end(original, wire, why);
+    remove(env, original, wire)
+}
+
 #[inline(never)]
-pub(super) fn end<E: Env>(env: &E, original: &Tuple, wire: &Tuple) -> bool {
+fn remove<E: Env>(env: &E, original: &Tuple, wire: &Tuple) -> bool {
     let half = env.lookup_snat(original);
     // The original half of another mapping must not be removed.
     let Some(half) = half.filter(|half| half.id() == wire.dst_id && half.addr().is_same(&wire.dst))
@@ -172,7 +181,7 @@ fn look<E: Env>(env: &E, recycling: &mut Recycling) {
         }
     };
     if makes_room {
-        recycling.made = end(env, &recycling.original, &recycling.wire).into();
+        recycling.made = end(env, &recycling.original, &recycling.wire, ENDED_FOR_ROOM).into();
     } else {
         env.push_recent(&recycling.original);
     }

@@ -6,7 +6,7 @@ use super::scratch::Scratch;
 use super::traffic;
 use crate::env::Env;
 use crate::flow::{age, is_stamp_fresh, live_seconds, stamp, ticks32};
-use crate::layout::{Action, Family, Half, NodeFlow, Tuple, origin_tag, proto};
+use crate::layout::{Action, ENDED_FOR_NODE, Family, Half, NodeFlow, Tuple, origin_tag, proto};
 use crate::packet::{L4, Packet, RST};
 use crate::slot::{Key, Slot};
 
@@ -66,7 +66,7 @@ fn collides_with_pod<E: Env>(env: &E, scratch: &mut Scratch, wire: &Tuple, slot:
     let lives = matches!(pkt.l4, L4::Tcp(_)) && slot.has_replied(wire.proto);
     if !lives && !may_be_forged(env, pkt) {
         let original = wire.answers(slot.addr(), slot.id());
-        evict::end(env, &original, wire);
+        evict::end(env, &original, wire, ENDED_FOR_NODE);
         record_flow(env, pkt, wire);
     }
     false

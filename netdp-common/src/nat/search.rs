@@ -10,7 +10,7 @@ use crate::env::Env;
 use crate::flow::{
     EvictionClass, SEEN_RST, age, eviction_class, idle, is_free_again, is_silent_stream, ticks32,
 };
-use crate::layout::{PORT_MAP_WORDS, SETTING_HASH_PORTS, SHARE_TOTAL, Tuple};
+use crate::layout::{ENDED_FOR_ROOM, PORT_MAP_WORDS, SETTING_HASH_PORTS, SHARE_TOTAL, Tuple};
 use crate::packet::{Packet, keyed_hash, low32};
 use crate::slot::{PortMapSlot, ShareSlot, Slot, bucket_of_mapping, port_map};
 
@@ -305,7 +305,8 @@ fn instead_of_one<E: Env>(env: &E, claim: &mut Claim) -> bool {
     let wire = &claim.wire;
     // Reuses the memory of the map's key, which only `give_up` still needs.
     claim.key = wire.answers(reply.addr(), reply.id());
-    let ended = gives_way(env, claim, reply) && evict::end(env, &claim.key, &claim.wire);
+    let ended =
+        gives_way(env, claim, reply) && evict::end(env, &claim.key, &claim.wire, ENDED_FOR_ROOM);
     if ended {
         try_candidate(env, claim);
     }

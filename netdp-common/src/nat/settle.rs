@@ -7,7 +7,10 @@ use super::source::choose_source;
 use super::{evict, inbound};
 use crate::env::Env;
 use crate::flow::{TcpState, tcp_state};
-use crate::layout::{Action, MAPPING_HANDED_OVER, MAPPING_HANDOVER_PENDING, MAPPING_HOST, proto};
+use crate::layout::{
+    Action, ENDED_MOVED, ENDED_UNTRANSLATED, MAPPING_HANDED_OVER, MAPPING_HANDOVER_PENDING,
+    MAPPING_HOST, proto,
+};
 use crate::packet::{FIN, L4, Packet, RST, SYN};
 use crate::slot::Slot;
 
@@ -77,7 +80,7 @@ pub(super) fn settle<E: Env>(env: &E, pkt: &mut Packet, slot: Slot, begins: Begi
     }
     let seen = reply.map_or(0, Slot::tcp_seen);
     if begins_untranslated(env, pkt, slot, seen, begins) {
-        evict::end(env, &pkt.tuple, &wire);
+        evict::end(env, &pkt.tuple, &wire, ENDED_UNTRANSLATED);
         return Settled::Ended;
     }
     let syn = matches!(begins, Begins::Connection | Begins::Again);
@@ -94,7 +97,7 @@ pub(super) fn settle<E: Env>(env: &E, pkt: &mut Packet, slot: Slot, begins: Begi
         if lives || !has_source {
             return Settled::Rests;
         }
-        evict::end(env, &pkt.tuple, &wire);
+        evict::end(env, &pkt.tuple, &wire, ENDED_MOVED);
         return Settled::Ended;
     }
     // If only an address is missing, it may appear a moment later: check again until then.

@@ -1,9 +1,9 @@
 //! Flows that move to another uplink, or whose address the node has lost.
 
 use super::{BOTH, Net, assert_paired, becomes, drop_of, opened};
-use netdp_common::layout::DropReason;
+use netdp_common::layout::{DropReason, ENDED_MOVED};
 use testkit::build::{ACK, Build, FIN, Kind, RST, SYN};
-use testkit::fake::{Fake, addr};
+use testkit::fake::{Fake, addr, tuple_of};
 
 /// Addresses of another uplink, one per family, as written before `:port`.
 const OTHER: [&str; 2] = ["203.0.113.10", "[fd01::10]"];
@@ -114,6 +114,19 @@ fn a_connection_that_begins_anew_gets_the_new_address() {
         fail_over(&mut fake);
         assert_eq!(fake.out(&net.syn()), wanted);
         assert_paired(&fake);
+    }
+}
+
+#[test]
+fn the_end_of_a_mapping_that_moves_is_reported() {
+    for net in BOTH {
+        let mut fake = opened(&net.syn());
+        let tuple = tuple_of(&net.syn());
+        let wire = tuple_of(&net.syn().from(net.node)).reversed();
+        fail_over(&mut fake);
+        assert_eq!(*fake.reported_ends.borrow(), []);
+        fake.out(&net.syn());
+        assert_eq!(*fake.reported_ends.borrow(), [(tuple, wire, ENDED_MOVED)]);
     }
 }
 

@@ -1,6 +1,7 @@
 //! The mapping tables, and the flows that keep the pod's address.
 
 use super::TcEnv;
+use crate::ended;
 use crate::maps::{
     INBOUND, INBOUND_LIVE, INBOUND_USED, RECENT, RECENT_AT, REV_SNAT, RULE_HITS, SHARES,
     SHARES_ENDED, SNAT, TRAFFIC,
@@ -35,6 +36,11 @@ impl Mappings for TcEnv<'_> {
     #[inline(always)]
     fn remove_snat(&self, tuple: &Tuple) -> bool {
         SNAT.remove(tuple).is_ok()
+    }
+
+    #[inline(always)]
+    fn report_end(&self, tuple: &Tuple, wire: &Tuple, why: u32) -> bool {
+        ended::report(self, tuple, wire, why)
     }
 
     #[inline(always)]

@@ -233,6 +233,7 @@ impl Agent {
             log::warn!("{name} is gone: the configuration in force is from {source_name}");
         }
         self.publisher.record_config(gone);
+        self.log_policy(&policy.hash);
         self.in_force = InForce {
             source,
             source_name,
@@ -292,6 +293,13 @@ impl Agent {
             .collect();
         if let Err(err) = History::record(&self.state_dir, record, &written) {
             log::warn!("{err:#}");
+        }
+    }
+
+    /// Records in the NAT log, if there is one, that a policy is in force.
+    fn log_policy(&self, hash: &str) {
+        if let Some(log) = self.engine.as_ebpf().and_then(|ebpf| ebpf.nat_log.as_ref()) {
+            log.policy(hash);
         }
     }
 

@@ -262,6 +262,9 @@ impl Agent {
 
     fn end(&mut self) -> Result<()> {
         ready::set(&self.options, false)?;
+        if let Some(ebpf) = self.engine.as_ebpf_mut() {
+            ebpf.close_log();
+        }
         match self.options.on_exit {
             OnExit::Keep => log::info!("exiting; the datapath stays in force"),
             OnExit::Detach => {

@@ -5,6 +5,7 @@ use crate::control::Listen;
 use crate::datapath::Setup;
 use crate::iptables::ChainOptions;
 use crate::metrics::MetricsOptions;
+use crate::nat_log::NatLogOptions;
 use crate::page::HttpPage;
 use crate::pods::PodNameOptions;
 use crate::sources::kube::KubeOptions;
@@ -75,6 +76,8 @@ pub struct RunOptions {
     pub timeouts: Timeouts,
     /// How pods get their names, from `--pod-names` and `--cni-dir`.
     pub pod_names: PodNameOptions,
+    /// The NAT log, from `--nat-log`; `None` if there is none.
+    pub nat_log: Option<NatLogOptions>,
     /// Treatment of the datapath at the end, from `--on-exit`.
     pub on_exit: OnExit,
     /// Path of the ready file, from `--ready-file`.

@@ -13,6 +13,7 @@ mod klog;
 mod kube;
 mod kubectl;
 mod monitor;
+mod nat_log;
 pub(crate) mod output;
 mod policy;
 #[cfg(test)]
@@ -22,6 +23,7 @@ mod shell;
 mod show_policy;
 mod suggest;
 mod values;
+mod who;
 
 pub(crate) use show_policy::parse_age;
 
@@ -50,6 +52,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 use suggest::{Probe, Suggest};
+use who::Who;
 
 /// eBPF egress masquerading (SNAT) agent for Kubernetes nodes.
 #[derive(Debug, Parser)]
@@ -67,6 +70,9 @@ enum Command {
     Status(Show),
     /// List the live mappings, or sum them up.
     Flows(Box<Flows>),
+    /// Say which pod had an address and port on the wire, now or at a time. Exits with 0 if there is one
+    /// answer, with 1 if nobody had it, with 2 if that can't be told.
+    Who(Who),
     /// Show the policy in force with packets, bytes, new flows and the last hit of each prefix. Exits
     /// with 2 if there is no datapath.
     Policy(Box<ShowPolicy>),
@@ -249,6 +255,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
             show.output == Output::Json,
         ),
         Command::Flows(flows) => return Ok(flows.run()),
+        Command::Who(who) => return Ok(who.run()),
         Command::Policy(policy) => {
             return Ok(output::or_trouble(policy.run().map(|()| ExitCode::SUCCESS)));
         }
@@ -289,6 +296,7 @@ impl Command {
             Self::Run(run) => Some(&run.paths),
             Self::Status(show) => Some(&show.paths),
             Self::Flows(flows) => Some(flows.paths()),
+            Self::Who(who) => Some(who.paths()),
             Self::Policy(policy) => Some(&policy.paths),
             Self::History(history) => Some(&history.paths),
             Self::Diff(diff) => Some(&diff.paths),

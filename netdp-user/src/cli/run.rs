@@ -4,6 +4,7 @@ use super::args::{CniDir, InstancePaths, LogLevel};
 use super::go_flags::parse_bool;
 use super::klog::Klog;
 use super::kube::KubeFlags;
+use super::nat_log::NatLogFlags;
 use super::policy::Policy;
 use super::values::{
     kernel_reserved_ports, parse_listen, parse_ports, parse_ranges, parse_timeouts, parse_top,
@@ -116,6 +117,8 @@ pub(super) struct Run {
     pod_names: PodNames,
     #[command(flatten)]
     pods: CniDir,
+    #[command(flatten)]
+    nat_log: NatLogFlags,
     /// What to do with the datapath when the agent exits.
     #[arg(long, value_enum, default_value_t = OnExit::Keep)]
     on_exit: OnExit,
@@ -176,6 +179,7 @@ impl Run {
             (self.pod_flows != 0, "--pod-flows"),
             (self.pod_new_flows != 0, "--pod-new-flows"),
             (self.attach != Mechanism::Auto, "--attach"),
+            (self.nat_log.is_given(), "--nat-log"),
         ]
         .into_iter()
         .filter_map(|(given, flag)| given.then_some(flag))
@@ -197,6 +201,7 @@ impl Run {
         if self.pod_names == PodNames::Api && !has_node {
             bail!("--pod-names api needs the Kubernetes API (--kube) and --node-name");
         }
+        let nat_log = self.nat_log.options()?;
         let mut reserved = parse_ports(&self.reserved_ports)
             .with_context(|| format!("--reserved-ports {:?}", self.reserved_ports))?;
         reserved.extend(kernel_reserved_ports());
@@ -246,6 +251,7 @@ impl Run {
                 no_leak: self.no_leak,
                 on_reload: self.on_reload,
                 hairpin: !self.hairpin.is_empty(),
+                log_ends: nat_log.is_some(),
                 reserved_ports: reserved,
                 pod_flows: self.pod_flows,
                 pod_new_flows: self.pod_new_flows,
@@ -258,6 +264,7 @@ impl Run {
                 source: self.pod_names,
                 cni_dir: self.pods.cni_dir,
             },
+            nat_log,
             on_exit: self.on_exit,
             ready_file: self.ready_file,
             kube,

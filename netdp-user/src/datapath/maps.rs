@@ -3,6 +3,7 @@
 use super::counters::CounterMaps;
 use super::earlier;
 use super::entries::Entries;
+use super::mapping_log::SharedLog;
 use super::rule_counts::RuleMaps;
 use super::setup::Setup;
 use super::sweep::now;
@@ -94,6 +95,8 @@ pub struct Maps {
     node_flow_ports: Option<Array<MapData, NodeFlowPorts>>,
     /// `None` if the pins are of a version without these maps.
     pods: Option<PodMaps>,
+    /// The log that is told when mappings end, if there is one.
+    pub(super) log: Option<SharedLog>,
 }
 
 /// Maps for the accounting and the limits of pods.
@@ -183,9 +186,15 @@ impl Maps {
                 }),
                 false => None,
             },
+            log: None,
         };
         earlier::check_layout(maps.settings()?.layout, bpffs)?;
         Ok(maps)
+    }
+
+    /// Tells a log, from now on, of mappings that end by this handle.
+    pub(crate) fn tell(&mut self, log: Option<SharedLog>) {
+        self.log = log;
     }
 
     /// Reports whether the kernel takes the policy in batches.

@@ -22,6 +22,7 @@ mod join;
 mod kept;
 mod links;
 mod macs;
+mod mapping_log;
 pub mod maps;
 mod node;
 mod object;
@@ -54,6 +55,9 @@ pub(crate) use hook::name_of;
 pub use hook::{Hook, Mechanism};
 pub(crate) use kept::{Kept, KeptReason, KeptState};
 pub use links::Attached;
+pub(crate) use mapping_log::{
+    EndedMapping, EndedReports, Identity, MappingLog, SharedLog, Watch, Why, lock,
+};
 pub use maps::{Maps, SourceCheck};
 pub use node::NodeMaps;
 pub use orphans::{Traces, adopt, traces};

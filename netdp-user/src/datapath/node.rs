@@ -1,5 +1,6 @@
 //! The maps of ports and protocols that the node itself receives: `node_ports`, `node_protocols`.
 
+use super::mapping_log::{Teller, Why};
 use super::maps::{Maps, ignore_missing};
 use super::rule_counts::EndedTraffic;
 use super::sweep::now;
@@ -71,7 +72,9 @@ impl Maps {
     /// Returns an error if a map can't be read or written.
     pub fn end_for_node(&mut self, added: &Added) -> Result<usize> {
         let now = now(self)?;
-        let wires = self.end(|wire, half| added.ends(wire, age(now, half.created)))?;
+        let wires = self.end(Why::Node, |wire, half| {
+            added.ends(wire, age(now, half.created))
+        })?;
         self.release_ports(&wires)?;
         Ok(wires.len())
     }
@@ -82,7 +85,7 @@ impl Maps {
     /// Returns an error if a map can't be read or written.
     pub fn end_withheld(&mut self) -> Result<usize> {
         let mut known = std::collections::HashMap::new();
-        let wires = self.end(|wire, _| {
+        let wires = self.end(Why::Policy, |wire, _| {
             let withheld = || matches!(self.action(&wire.src), Ok(Action::Withhold));
             *known.entry(wire.src).or_insert_with(withheld)
         })?;
@@ -90,9 +93,9 @@ impl Maps {
         Ok(wires.len())
     }
 
-    /// Ends the pods' mappings that `ends` selects by wire tuple and reply half. Returns their wire
+    /// Ends, for a reason, the pods' mappings that `ends` selects by wire tuple and reply half. Returns their wire
     /// tuples; the next full sweep recounts the shares.
-    fn end(&self, mut ends: impl FnMut(&Tuple, &Mapping) -> bool) -> Result<Vec<Tuple>> {
+    fn end(&self, why: Why, mut ends: impl FnMut(&Tuple, &Mapping) -> bool) -> Result<Vec<Tuple>> {
         let mut wires = Vec::new();
         let mut originals = Vec::new();
         batch::for_each::<Tuple, Mapping>(&self.rev_snat_data, |wire, half| {
@@ -103,16 +106,24 @@ impl Maps {
         })
         .context("reading the rev_snat map")?;
         let mut sent = EndedTraffic::default();
+        let mut teller = Teller::new(self.log.as_ref());
         for original in &originals {
             if let Ok(half) = self.snat.get(original, 0) {
                 sent.add(self, original, &half);
+                teller.ends(self, original, &half, why);
             }
         }
         if let Err(err) = self.add_ended(&mut sent, |maps, to| Ok(maps.decision(&to)?.rule)) {
             log::warn!("counting for their rules what ended mappings had sent: {err:#}");
         }
-        batch::remove(&self.snat_data, &originals).context("in the snat map")?;
-        batch::remove(&self.rev_snat_data, &wires).context("in the rev_snat map")?;
+        teller.removing();
+        let removed = batch::remove(&self.snat_data, &originals)
+            .context("in the snat map")
+            .and_then(|()| {
+                batch::remove(&self.rev_snat_data, &wires).context("in the rev_snat map")
+            });
+        teller.tell(self)?;
+        removed?;
         Ok(wires)
     }
 }

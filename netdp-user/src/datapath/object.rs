@@ -89,7 +89,7 @@ pub fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClas
 }
 
 /// Returns the expected layout of each pinned map: file, type, key bytes, value bytes.
-fn layout() -> [(&'static str, MapType, usize, usize); 33] {
+fn layout() -> [(&'static str, MapType, usize, usize); 35] {
     let mapping = (size_of::<Tuple>(), size_of::<layout::Mapping>());
     let policy = (4 + size_of::<Addr>(), size_of::<layout::PolicyValue>());
     [
@@ -221,6 +221,8 @@ fn layout() -> [(&'static str, MapType, usize, usize); 33] {
             4,
             size_of::<layout::EventCount>(),
         ),
+        (pins::ENDED, MapType::RingBuf, 0, 0),
+        (pins::ENDED_LOST, MapType::PerCpuArray, 4, 8),
     ]
 }
 

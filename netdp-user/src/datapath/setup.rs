@@ -9,6 +9,7 @@ use netdp_common::layout::SETTING_DRAIN;
 use netdp_common::layout::SETTING_HAIRPIN;
 use netdp_common::layout::SETTING_HASH_PORTS;
 use netdp_common::layout::SETTING_IPV6;
+use netdp_common::layout::SETTING_LOG_ENDS;
 use netdp_common::layout::SETTING_PORTS;
 use netdp_common::layout::SETTING_RANDOM_PORTS;
 use netdp_common::layout::SETTING_UDP_ENDPOINTS;
@@ -45,6 +46,8 @@ pub struct Setup {
     pub reserved_ports: BTreeSet<u16>,
     /// True if pods may reach each other by their external endpoints.
     pub hairpin: bool,
+    /// True if programs report the mappings that they end, for a log.
+    pub log_ends: bool,
     /// Mechanism by which programs are attached.
     pub mechanism: Mechanism,
 }
@@ -62,6 +65,7 @@ impl Setup {
             (!self.to_ports.is_empty(), SETTING_PORTS),
             (self.udp_endpoints, SETTING_UDP_ENDPOINTS),
             (self.hairpin, SETTING_HAIRPIN),
+            (self.log_ends, SETTING_LOG_ENDS),
             (self.on_reload == OnReload::Drain, SETTING_DRAIN),
         ] {
             if set {

@@ -193,6 +193,10 @@ impl<R> Mappings for ConfigEnv<'_, R> {
         false
     }
 
+    fn report_end(&self, _: &Tuple, _: &Tuple, _: u32) -> bool {
+        false
+    }
+
     fn remove_rev_snat(&self, _: &Tuple) {}
 
     fn push_recent(&self, _: &Tuple) {}

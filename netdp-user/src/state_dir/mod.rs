@@ -36,7 +36,7 @@ const SECRET: &str = "secret";
 const LOCK: &str = "lock";
 
 /// All files in this directory except locks.
-const FILES: [&str; 16] = [
+const FILES: [&str; 17] = [
     "status.json",
     "memory.json",
     LAST_GOOD,
@@ -52,6 +52,7 @@ const FILES: [&str; 16] = [
     logging::OLDER_FILE,
     events::SOCKET,
     events::LOCK,
+    crate::nat_log::FILE,
     SECRET,
 ];
 

@@ -43,6 +43,7 @@ mod metrics;
 mod migration;
 mod monitor;
 mod monitoring;
+mod nat_log;
 mod no_address;
 mod node_ports;
 mod offload;

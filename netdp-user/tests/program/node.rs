@@ -67,6 +67,7 @@ impl Node {
             no_leak: NoLeak::Drop,
             on_reload: OnReload::Sticky,
             hairpin: false,
+            log_ends: false,
             pod_flows: u32::MAX,
             pod_new_flows: 0,
             secret: [1, 2],

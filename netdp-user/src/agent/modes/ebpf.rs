@@ -6,6 +6,7 @@ use super::sweeper::SweeperThread;
 use super::takeover::{Done, Takeover};
 use super::{Engine, iptables};
 use crate::datapath::{self, Datapath, Traces};
+use crate::nat_log::{self, NatLog};
 use crate::pod;
 use crate::requirements::{self, Missing, NoEbpf};
 use crate::rights;
@@ -19,6 +20,8 @@ pub(in crate::agent) struct Ebpf {
     pub datapath: Datapath,
     pub sweeper: SweeperThread,
     pub takeover: Takeover,
+    /// The NAT log, if there is one.
+    pub nat_log: Option<NatLog>,
     log: ProgramLog,
     /// Time by which connections that an earlier policy bypassed have ended, if there may be any.
     pub policy_history_expires: Option<Instant>,
@@ -41,8 +44,25 @@ pub(in crate::agent) enum Event {
 impl Ebpf {
     fn with(mut datapath: Datapath, options: &RunOptions) -> Result<Engine> {
         let log = ProgramLog::watch(datapath.take_log(Refusals)?)?;
+        let state_dir = StateDir::at(&options.state_dir);
+        let nat_log = match &options.nat_log {
+            Some(log) => Some(NatLog::start(
+                log,
+                &options.bpffs,
+                &state_dir,
+                &options.pod_names,
+            )?),
+            None => {
+                nat_log::note_off(&state_dir);
+                None
+            }
+        };
+        let told = nat_log.as_ref().map(NatLog::shared);
+        datapath.maps_mut().tell(told.clone());
+        let adopted = datapath.adopted();
         Ok(Engine::Ebpf(Box::new(Self {
-            sweeper: SweeperThread::start(&options.bpffs, &options.state_dir, datapath.adopted())?,
+            sweeper: SweeperThread::start(&options.bpffs, &options.state_dir, adopted, told)?,
+            nat_log,
             takeover: Takeover::new(),
             datapath,
             log,
@@ -64,6 +84,18 @@ impl Ebpf {
                 () = self.sweeper.ended() => return Ok(Event::SweepEnded),
                 () = self.sweeper.check_due() => return Ok(Event::TableCheckDue),
             }
+        }
+    }
+
+    /// Writes the NAT log to its end. To be called last: no sweep runs afterwards.
+    pub(in crate::agent) fn close_log(&mut self) {
+        let Some(log) = self.nat_log.take() else {
+            return;
+        };
+        if self.sweeper.finish() {
+            log.close();
+        } else {
+            log::warn!("a sweep goes on: the next agent records a gap in the NAT log");
         }
     }
 

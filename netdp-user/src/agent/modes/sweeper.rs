@@ -2,7 +2,7 @@
 //! things to do.
 
 use super::super::SWEEP_INTERVAL;
-use crate::datapath::{NumberedPolicy, SweepRules, SweepStats, Sweeper};
+use crate::datapath::{NumberedPolicy, SharedLog, SweepRules, SweepStats, Sweeper};
 use crate::events;
 use crate::metrics::SweepRecorder;
 use crate::policy::Keeper;
@@ -20,6 +20,9 @@ const SHORTEST_CHECK: Duration = Duration::from_millis(20);
 
 /// Upper bound of the rate of new mappings on any node, per second.
 const MAX_RATE: u64 = 50_000;
+
+/// How long the end of a sweep that was stopped is waited for.
+const FINISH: Duration = Duration::from_secs(3);
 
 /// Cause of a sweep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,12 +79,18 @@ pub(in crate::agent) struct SweeperThread {
 
 impl SweeperThread {
     /// Starts the thread, with the maps pinned below `bpffs` and the ledger of prefixes' counts in
-    /// `state_dir`. `adopted`: the maps are those of an earlier agent.
+    /// `state_dir`. `adopted`: the maps are those of an earlier agent. `log`: told of mappings.
     ///
     /// # Errors
     /// Returns an error if the maps cannot be opened, or the thread cannot be started.
-    pub(super) fn start(bpffs: &Path, state_dir: &Path, adopted: bool) -> Result<Self> {
+    pub(super) fn start(
+        bpffs: &Path,
+        state_dir: &Path,
+        adopted: bool,
+        log: Option<SharedLog>,
+    ) -> Result<Self> {
         let mut sweeper = Sweeper::open(bpffs)?;
+        sweeper.tell_log(log);
         let mut keeper = Keeper::new(state_dir, sweeper.maps(), adopted)?;
         let (requests, received) = channel::<Request>();
         let (sent, outcomes) = channel();
@@ -182,6 +191,16 @@ impl SweeperThread {
         }
         self.busy = true;
         Ok(())
+    }
+
+    /// Stops the current sweep, if there is one, and waits for its end. Returns `false` if that takes too
+    /// long.
+    pub(super) fn finish(&mut self) -> bool {
+        if self.busy {
+            self.interrupt();
+            self.busy = self.outcomes.recv_timeout(FINISH).is_err();
+        }
+        !self.busy
     }
 
     /// Stops the current sweep, if there is one: its rules are about to change.

@@ -28,6 +28,13 @@ const NEXT: u32 = u32::MAX;
 /// Offset of `ifindex` in `struct __sk_buff` (include/uapi/linux/bpf.h).
 const IFINDEX_AT: usize = 40;
 
+/// Reports whether an address is the source of test packets.
+pub(super) fn is_test(addr: &Addr) -> bool {
+    [Family::V4, Family::V6]
+        .into_iter()
+        .any(|family| *addr == Addr::from(pod(family)))
+}
+
 /// Returns the source address of a test packet.
 const fn pod(family: Family) -> IpAddr {
     match family {

@@ -8,6 +8,7 @@ use super::stale::StaleMappings;
 use super::tally::Tally;
 use super::{SweepRules, SweepStats};
 use crate::datapath::batch;
+use crate::datapath::mapping_log::{SharedLog, Teller, Why};
 use crate::datapath::maps::Maps;
 use crate::datapath::rule_counts::EndedTraffic;
 use crate::events::EndedBy;
@@ -69,6 +70,8 @@ pub struct Pass<'a> {
     freed: Vec<Tuple>,
     /// Counts for metrics, if they are wanted.
     pub tally: Option<Tally>,
+    /// What a log of mappings is told.
+    teller: Teller,
 }
 
 impl<'a> Pass<'a> {
@@ -97,7 +100,14 @@ impl<'a> Pass<'a> {
             accounts: Accounts::new(secret),
             freed: Vec::new(),
             tally: None,
+            teller: Teller::default(),
         }
+    }
+
+    /// Tells a log, if there is one, which mappings live and which end.
+    pub fn telling(mut self, log: Option<&SharedLog>) -> Self {
+        self.teller = Teller::new(log);
+        self
     }
 
     /// Restarts the pass to collect mappings to evict. Counts of ended mappings are kept.
@@ -112,6 +122,7 @@ impl<'a> Pass<'a> {
             tally: self.tally.map(Tally::restart),
             accounts: self.accounts.restart(),
             told: self.told,
+            teller: self.teller,
             ..Self::new(now, Secret::default(), self.rules, horizon)
         };
         pass.conditions.compared = Compared::All;
@@ -257,6 +268,7 @@ impl<'a> Pass<'a> {
                 self.stats.live += 1;
                 self.stale.add(tuple.dst);
                 self.accounts.count_live(tuple, half);
+                self.teller.lives(self.conditions.now, tuple, half);
                 return;
             }
             Disposition::Expired => (&mut self.stats.expired, EndedBy::Timeout),
@@ -274,6 +286,7 @@ impl<'a> Pass<'a> {
         if let Some(tally) = &mut self.tally {
             tally.ended(maps, (tuple, wire), half, reply.as_ref(), false);
         }
+        self.teller.ends(maps, tuple, half, why.into());
         self.end(maps, (tuple, wire), half, reply.as_ref(), why);
     }
 
@@ -338,6 +351,16 @@ impl<'a> Pass<'a> {
             log::warn!("counting for their rules what ended mappings had sent: {err:#}");
             self.sent = EndedTraffic::default();
         }
+        self.teller.removing();
+        let removed = self.remove_halves(maps);
+        self.teller.tell(maps)?;
+        removed?;
+        maps.remove_traffic(&self.carried)?;
+        self.carried.clear();
+        Ok(())
+    }
+
+    fn remove_halves(&mut self, maps: &Maps) -> Result<()> {
         for ended in self.ended.chunks(REMOVED_AT_ONCE) {
             let (tuples, wires): (Vec<_>, Vec<_>) = ended.iter().copied().unzip();
             batch::remove(&maps.snat_data, &tuples).context("in the snat map")?;
@@ -346,8 +369,6 @@ impl<'a> Pass<'a> {
         }
         self.ended.clear();
         self.told.send();
-        maps.remove_traffic(&self.carried)?;
-        self.carried.clear();
         Ok(())
     }
 
@@ -415,6 +436,7 @@ impl<'a> Pass<'a> {
                     if let Some(tally) = &mut self.tally {
                         tally.ended(maps, (tuple, wire), &half, Some(&reply), true);
                     }
+                    self.teller.ends(maps, tuple, &half, Why::Room);
                     self.end(maps, (tuple, wire), &half, Some(&reply), EndedBy::Room);
                     self.accounts.count_evicted(tuple, &half);
                     self.stats.live -= 1;

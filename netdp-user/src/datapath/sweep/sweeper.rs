@@ -8,6 +8,7 @@ use super::schedule::{Cooldown, Schedule, Usage};
 use super::stale::StaleMappings;
 use super::tally::{Census, Meter, PodChange, Scope};
 use super::{SweepRules, SweepStats};
+use crate::datapath::mapping_log::{SharedLog, lock};
 use crate::datapath::maps::Maps;
 use crate::events::Sender;
 use anyhow::Result;
@@ -49,6 +50,8 @@ pub struct Sweeper {
     inbound: usize,
     /// Counts for metrics, if they are wanted.
     meter: Option<Meter>,
+    /// The log of mappings, if there is one.
+    log: Option<SharedLog>,
 }
 
 impl Sweeper {
@@ -68,6 +71,7 @@ impl Sweeper {
             events: None,
             inbound: 0,
             meter: None,
+            log: None,
         })
     }
 
@@ -88,6 +92,11 @@ impl Sweeper {
     /// Takes what was counted, if a full pass has ended since the last time.
     pub(crate) fn take_counts(&mut self) -> Option<(Census, HashMap<IpAddr, PodChange>)> {
         self.meter.as_mut()?.take()
+    }
+
+    /// Tells a log, from now on, which mappings live and which end.
+    pub(crate) fn tell_log(&mut self, log: Option<SharedLog>) {
+        self.log = log;
     }
 
     /// Returns the maps, for reading.
@@ -208,7 +217,8 @@ impl Sweeper {
         let interval = self.interval(rules);
         let settings = self.maps.settings()?;
         let begun = now(&self.maps)?;
-        let mut pass = Pass::new(begun, self.secret, rules, ticks(interval));
+        let mut pass =
+            Pass::new(begun, self.secret, rules, ticks(interval)).telling(self.log.as_ref());
         pass.told = EndedMappings::for_listeners(self.events.as_ref());
         pass.stale = StaleMappings::collect(settings.flags);
         pass.tally = self.meter.as_ref().map(|it| it.tally(Scope::Full, begun));
@@ -229,6 +239,7 @@ impl Sweeper {
             tally.census.carried = replies.carried.count();
         }
         pass.finish(&mut self.maps, &mut replies)?;
+        self.passed(begun);
         pass.correct_all_counts(&mut self.maps)?;
         self.take_in(&mut pass);
         self.sweep_inbound(begun)?;
@@ -250,6 +261,13 @@ impl Sweeper {
         pass.into_stats(&self.maps, settings.epoch)
     }
 
+    /// Tells the log that a pass that began at a time has seen every mapping.
+    fn passed(&self, begun: u32) {
+        if let Some(log) = &self.log {
+            lock(log).passed(begun);
+        }
+    }
+
     /// Scans both halves of every mapping once more, and evicts.
     fn eviction_pass<'a>(&self, before: Pass<'a>, replies: &mut Replies) -> Result<Pass<'a>> {
         let mut pass = before.restart_to_evict();
@@ -266,7 +284,8 @@ impl Sweeper {
     fn scan_pass(&mut self, rules: &SweepRules) -> Result<SweepStats> {
         let created = self.maps.counters()?.mappings_created;
         let now = now(&self.maps)?;
-        let mut pass = Pass::new(now, self.secret, rules, self.schedule.remaining(now));
+        let mut pass = Pass::new(now, self.secret, rules, self.schedule.remaining(now))
+            .telling(self.log.as_ref());
         pass.told = EndedMappings::for_listeners(self.events.as_ref());
         pass.conditions.scheduled_before = self.schedule.last_scan();
         let settings = self.maps.settings()?;
@@ -278,6 +297,7 @@ impl Sweeper {
         if pass.stats.stopped {
             return Ok(pass.stats);
         }
+        self.passed(now);
         self.schedule.record_scan(now);
         self.schedule.add(now, std::mem::take(&mut pass.due));
         self.schedule.set_population(pass.stats.live, created);
@@ -287,7 +307,8 @@ impl Sweeper {
     /// Ends those of the due mappings that have timed out; the others, and those that are not
     /// reached, are added to the schedule again.
     fn end_due(&mut self, rules: &SweepRules, now: u32, due: &[Tuple]) -> Result<SweepStats> {
-        let mut pass = Pass::new(now, self.secret, rules, u64::from(u32::MAX));
+        let mut pass =
+            Pass::new(now, self.secret, rules, u64::from(u32::MAX)).telling(self.log.as_ref());
         pass.told = EndedMappings::for_listeners(self.events.as_ref());
         pass.tally = self.meter.as_ref().map(|it| it.tally(Scope::Due, now));
         let mut unseen = due;

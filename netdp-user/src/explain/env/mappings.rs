@@ -64,6 +64,11 @@ impl Mappings for LiveEnv<'_> {
         result
     }
 
+    /// Nothing ends: that of the overlay is not for the log.
+    fn report_end(&self, _: &Tuple, _: &Tuple, _: u32) -> bool {
+        false
+    }
+
     fn remove_snat(&self, tuple: &Tuple) -> bool {
         let removed = self.snat.remove(tuple, || self.read_snat(tuple));
         if removed {

@@ -184,6 +184,11 @@ impl Mappings for Fake {
         self.rev_snat.insert(tuple, mapping)
     }
 
+    fn report_end(&self, tuple: &Tuple, wire: &Tuple, why: u32) -> bool {
+        self.reported_ends.borrow_mut().push((*tuple, *wire, why));
+        true
+    }
+
     fn remove_snat(&self, tuple: &Tuple) -> bool {
         let hook = self.before_end.take();
         if let Some(hook) = hook {

@@ -56,6 +56,8 @@ pub struct Fake {
     pub any_ip: HashSet<Addr>,
     pub snat: HalfMap,
     pub rev_snat: HalfMap,
+    /// Reported ends: original tuple, wire tuple, reason.
+    pub reported_ends: RefCell<Vec<(Tuple, Tuple, u32)>>,
     /// Inbound flows that the pods have not answered.
     pub(super) asked: Cells<Tuple, Inbound>,
     /// Tuples of the unanswered inbound flows, the least recently used first.
@@ -205,6 +207,7 @@ impl Fake {
             any_ip: HashSet::new(),
             snat: HalfMap::new(1_000_000),
             rev_snat: HalfMap::new(1_000_000),
+            reported_ends: RefCell::default(),
             asked: RefCell::default(),
             asked_order: RefCell::default(),
             asked_capacity: 1_000,

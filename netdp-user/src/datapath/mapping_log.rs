@@ -1,0 +1,362 @@
+//! What the datapath tells a log of mappings: which live, and which have ended.
+
+use super::maps::Maps;
+use super::self_check;
+use super::{batch, bpffs};
+use crate::events::EndedBy;
+use anyhow::{Context as _, Result};
+use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
+use netdp_common::flow::age;
+use netdp_common::layout::{
+    Addr, ENDED_FOR_NODE, ENDED_MOVED, ENDED_UNTRANSLATED, Ended, Half, Mapping, Traffic, Tuple,
+    pins,
+};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A mapping by what distinguishes it from any other of the same maps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Identity {
+    /// The tuple of the pod's packets.
+    pub tuple: Tuple,
+    /// Address that the destination sees.
+    pub addr: Addr,
+    /// Port or identifier that the destination sees.
+    pub id: u16,
+    /// Time of its begin, in ticks.
+    pub created: u32,
+}
+
+impl Identity {
+    /// Returns the identity of a mapping by its original half.
+    pub(crate) const fn of(tuple: &Tuple, half: &Mapping) -> Self {
+        Self {
+            tuple: *tuple,
+            addr: half.addr,
+            id: half.id,
+            created: half.created,
+        }
+    }
+}
+
+/// The reason why a mapping has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// Its timeout.
+    Timeout,
+    /// The node has lost its address.
+    AddressGone,
+    /// The policy would not create it any more.
+    Policy,
+    /// Others needed the room, or its port.
+    Room,
+    /// The flow leaves by another uplink, or with another address.
+    Moved,
+    /// Its ports have begun another connection, which is not translated.
+    Untranslated,
+    /// The node itself uses its port.
+    Node,
+}
+
+impl From<EndedBy> for Why {
+    fn from(by: EndedBy) -> Self {
+        match by {
+            EndedBy::Timeout => Self::Timeout,
+            EndedBy::AddressGone => Self::AddressGone,
+            EndedBy::Policy => Self::Policy,
+            EndedBy::Room => Self::Room,
+        }
+    }
+}
+
+impl Why {
+    /// Returns the reason that a program has reported (`ENDED_*`).
+    const fn of(reported: u32) -> Self {
+        match reported {
+            ENDED_MOVED => Self::Moved,
+            ENDED_UNTRANSLATED => Self::Untranslated,
+            ENDED_FOR_NODE => Self::Node,
+            _ => Self::Room,
+        }
+    }
+}
+
+/// A mapping that has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct EndedMapping {
+    /// The mapping.
+    pub mapping: Identity,
+    /// Time of its end, in ticks.
+    pub at: u32,
+    /// The reason.
+    pub why: Why,
+    /// Packets that the pod sent, and that were sent to it.
+    pub packets: [u64; 2],
+    /// Their bytes, where they were counted.
+    pub bytes: [Option<u64>; 2],
+}
+
+/// The mappings that a pass of the sweep tells the log about.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Watch {
+    /// Time before which mappings that began are in the log, in ticks; `None`: none is.
+    pub since: Option<u32>,
+    /// Interval at which living ones are told about, in ticks; 0: never.
+    pub alive: u32,
+}
+
+/// Ticks by which a mapping may have begun earlier than its time says: programs' clocks are up to a
+/// jiffy late, and those of CPUs differ.
+const SLACK: u32 = 4;
+
+impl Watch {
+    /// Reports whether a mapping that began at a time may not be in the log yet.
+    pub(crate) const fn is_new(&self, now: u32, created: u32) -> bool {
+        match self.since {
+            Some(since) => age(now, created) <= age(now, since).saturating_add(SLACK),
+            None => true,
+        }
+    }
+
+    /// Reports whether a mapping has reached another multiple of the interval since the last pass.
+    const fn is_alive_due(&self, now: u32, created: u32) -> bool {
+        match (self.since, self.alive) {
+            (None, _) | (_, 0) => false,
+            (Some(since), alive) => age(now, created) / alive > age(since, created) / alive,
+        }
+    }
+
+    /// Reports whether the log wants to know of a living mapping.
+    pub(crate) const fn wants(&self, now: u32, created: u32) -> bool {
+        self.is_new(now, created) || self.is_alive_due(now, created)
+    }
+}
+
+/// A log of mappings. It must not block.
+pub(crate) trait MappingLog: Send {
+    /// Returns the mappings that it wants to know of.
+    fn watch(&self) -> Watch;
+    /// Mappings are about to be removed, and will be told about once they are.
+    fn removing(&mut self);
+    /// Mappings of which it wants to know live at `now`, in ticks, and others have ended.
+    fn tell(&mut self, now: u32, live: &[Identity], ended: &[EndedMapping]);
+    /// A pass that began at a time, in ticks, has seen every mapping.
+    fn passed(&mut self, begun: u32);
+}
+
+/// A log that several threads tell.
+pub(crate) type SharedLog = Arc<Mutex<dyn MappingLog>>;
+
+/// Locks a log.
+pub(crate) fn lock<L: MappingLog + ?Sized>(log: &Mutex<L>) -> MutexGuard<'_, L> {
+    // A thread that panicked with the lock ended the agent.
+    log.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What one thread has to tell a log, collected for a batch of mappings.
+#[derive(Default)]
+pub(super) struct Teller {
+    log: Option<SharedLog>,
+    watch: Watch,
+    live: Vec<Identity>,
+    ended: Vec<EndedMapping>,
+}
+
+impl Teller {
+    /// Creates one for a log, if there is one.
+    pub(super) fn new(log: Option<&SharedLog>) -> Self {
+        Self {
+            log: log.cloned(),
+            watch: log.map(|log| lock(log).watch()).unwrap_or_default(),
+            ..Self::default()
+        }
+    }
+
+    /// Notes a living mapping if the log wants to know of it.
+    pub(super) fn lives(&mut self, now: u32, tuple: &Tuple, half: &Mapping) {
+        if self.log.is_some() && self.watch.wants(now, half.created) && !is_test(tuple) {
+            self.live.push(Identity::of(tuple, half));
+        }
+    }
+
+    /// Notes a mapping that is about to be removed.
+    pub(super) fn ends(&mut self, maps: &Maps, tuple: &Tuple, half: &Mapping, why: Why) {
+        if self.log.is_none() || is_test(tuple) {
+            return;
+        }
+        let wire = tuple.reply_to(half.addr, half.id);
+        let (out, bytes_out) = maps.traffic(Half::Original, tuple, half);
+        let reply = maps.rev_snat.get(&wire, 0).ok();
+        let (back, bytes_back) =
+            reply.map_or((0, Some(0)), |it| maps.traffic(Half::Reply, &wire, &it));
+        self.ended.push(EndedMapping {
+            mapping: Identity::of(tuple, half),
+            at: 0,
+            why,
+            packets: [out, back],
+            bytes: [bytes_out, bytes_back],
+        });
+    }
+
+    /// To be called before what was noted as ending is removed.
+    pub(super) fn removing(&self) {
+        if let Some(log) = &self.log
+            && !self.ended.is_empty()
+        {
+            lock(log).removing();
+        }
+    }
+
+    /// Tells the log what was noted; what was to end has ended now.
+    pub(super) fn tell(&mut self, maps: &Maps) -> Result<()> {
+        let Some(log) = &self.log else {
+            return Ok(());
+        };
+        if self.live.is_empty() && self.ended.is_empty() {
+            return Ok(());
+        }
+        let now = super::sweep::now(maps)?;
+        for ended in &mut self.ended {
+            ended.at = now;
+        }
+        lock(log).tell(now, &self.live, &self.ended);
+        self.live.clear();
+        self.ended.clear();
+        Ok(())
+    }
+}
+
+/// Reports whether a mapping is one of the self-check's, which exists for a moment.
+fn is_test(tuple: &Tuple) -> bool {
+    self_check::is_test(&tuple.src)
+}
+
+impl Maps {
+    /// Calls `each` for every mapping that lives, by its original half.
+    ///
+    /// # Errors
+    /// Returns an error if the map can't be read.
+    pub(crate) fn for_each_identity(&self, mut each: impl FnMut(&Identity)) -> Result<()> {
+        batch::for_each::<Tuple, Mapping>(&self.snat_data, |tuple, half| {
+            if !is_test(tuple) {
+                each(&Identity::of(tuple, half));
+            }
+        })
+        .context("reading the snat map")
+    }
+}
+
+/// The reports of mappings that programs have ended.
+pub(crate) struct EndedReports {
+    ring: RingBuf<MapData>,
+    lost: PerCpuArray<MapData, u64>,
+    maps: Maps,
+}
+
+impl EndedReports {
+    /// Opens the maps pinned below `bpffs`.
+    ///
+    /// # Errors
+    /// Returns an error if a map is missing or has another type or size.
+    pub(crate) fn open(bpffs: &Path) -> Result<Self> {
+        let pinned = |file: &str| bpffs::open_map(bpffs, file);
+        Ok(Self {
+            ring: Map::RingBuf(pinned(pins::ENDED)?).try_into()?,
+            lost: Map::PerCpuArray(pinned(pins::ENDED_LOST)?).try_into()?,
+            maps: Maps::open(bpffs)?,
+        })
+    }
+
+    /// Takes up to `most` reports.
+    pub(crate) fn take(&mut self, most: usize) -> Vec<EndedMapping> {
+        let mut taken = Vec::new();
+        while taken.len() < most
+            && let Some(item) = self.ring.next()
+        {
+            let Some(ended) = read(&item) else {
+                continue;
+            };
+            drop(item);
+            if is_test(&ended.tuple) {
+                continue;
+            }
+            let [carried_out, carried_back] = &ended.carried;
+            let (out, bytes_out) = total(Half::Original, &ended.original, carried_out);
+            let (back, bytes_back) = total(Half::Reply, &ended.reply, carried_back);
+            taken.push(EndedMapping {
+                mapping: Identity::of(&ended.tuple, &ended.original),
+                at: ended.at,
+                why: Why::of(ended.why),
+                packets: [out, back],
+                bytes: [bytes_out, bytes_back],
+            });
+        }
+        taken
+    }
+
+    /// Returns the number of mappings for whose report there was no room, since the maps exist.
+    ///
+    /// # Errors
+    /// Returns an error if the map can't be read.
+    pub(crate) fn lost(&self) -> Result<u64> {
+        let per_cpu = self.lost.get(&0, 0).context("reading the ended_lost map")?;
+        Ok(per_cpu.iter().sum())
+    }
+
+    /// Returns the datapath's clock, in ticks.
+    ///
+    /// # Errors
+    /// Returns an error if the clock can't be read.
+    pub(crate) fn now(&self) -> Result<u32> {
+        self.maps.ticks()
+    }
+}
+
+/// Returns the packets of a half, and their bytes if it counts them.
+fn total(half: Half, mapping: &Mapping, carried: &Traffic) -> (u64, Option<u64>) {
+    let mut traffic = mapping.uncarried(half);
+    traffic.add(carried);
+    let counts_bytes = mapping.flags & half.counted() != 0;
+    (traffic.packets, counts_bytes.then_some(traffic.bytes))
+}
+
+/// Reads a report; `None` if it has another size, as of another version.
+fn read(bytes: &[u8]) -> Option<Ended> {
+    if bytes.len() < size_of::<Ended>() {
+        return None;
+    }
+    // SAFETY: the bytes suffice, and any bytes are a valid value.
+    Some(unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{SLACK, Watch};
+
+    #[test]
+    fn a_mapping_is_new_until_a_pass_has_seen_it() {
+        let watch = Watch {
+            since: Some(1_000),
+            alive: 0,
+        };
+        assert!(watch.is_new(1_100, 1_050));
+        assert!(watch.is_new(1_100, 1_000 - SLACK));
+        assert!(!watch.is_new(1_100, 1_000 - SLACK - 1));
+        assert!(Watch::default().is_new(1_100, 0));
+    }
+
+    #[test]
+    fn a_living_mapping_is_told_about_once_in_the_interval() {
+        let at = |since| Watch {
+            since: Some(since),
+            alive: 100,
+        };
+        let began: u32 = u32::MAX - 20;
+        let told = (0..50).filter(|pass| {
+            let since = began.wrapping_add(pass * 10);
+            at(since).is_alive_due(since.wrapping_add(10), began)
+        });
+        assert_eq!(told.count(), 5);
+        assert!(!Watch::default().is_alive_due(1_000, 0));
+    }
+}

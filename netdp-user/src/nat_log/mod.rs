@@ -1,0 +1,347 @@
+//! The NAT log: which pod had which address and port on the wire, and when (docs/nat-log.md).
+//!
+//! The sweep and the programs tell [`recorder`], which tells each mapping's begin and end once to
+//! [`queue`]; [`writer`] writes them on a thread of its own, to a file, a socket or an IPFIX collector.
+//! [`state`] is what the next agent needs. Nothing here delays a sweep or the agent's loop.
+
+mod counters;
+mod file;
+mod ipfix;
+mod queue;
+mod record;
+mod recorder;
+mod sink;
+mod socket;
+mod state;
+mod target;
+mod writer;
+
+use crate::datapath::{EndedReports, Maps, SharedLog, Watch};
+use crate::pods::{PodNameOptions, PodNames};
+use crate::state_dir::StateDir;
+use anyhow::{Context as _, Result};
+use netdp_common::flow::ticks32;
+use queue::{Event, Gap, Queue};
+use recorder::Recorder;
+use sink::Sink;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use writer::{NameCache, Writer};
+
+pub(crate) use file::{Rotation, reader, rotated};
+pub(crate) use queue::now;
+pub(crate) use record::{Kind, Record, text, time};
+pub(crate) use recorder::number;
+pub(crate) use state::{Clock, FILE, Saved, boot_id, note_off};
+pub(crate) use target::Target;
+
+/// Milliseconds before the last record of a log without state from which on records may be missing: longer
+/// than the interval of passes.
+const UNSAVED: u64 = 300_000;
+
+/// Numbers that a killed agent may have used since it last saved the next one.
+const UNSAVED_NUMBERS: u64 = 1_000_000;
+
+/// How long the agent's end waits for the log.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// How mappings are logged.
+#[derive(Debug, Clone)]
+pub struct NatLogOptions {
+    /// Where the log goes.
+    pub(crate) target: Target,
+    /// True to record destinations.
+    pub(crate) destinations: bool,
+    /// Interval at which living mappings are recorded.
+    pub(crate) alive: Duration,
+    /// When a file is rotated.
+    pub(crate) rotation: Rotation,
+}
+
+/// The running log.
+pub(crate) struct NatLog {
+    log: SharedLog,
+    queue: Arc<Queue>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl NatLog {
+    /// Starts the log over the maps pinned below `bpffs`.
+    ///
+    /// # Errors
+    /// Returns an error if the maps can't be read, another user could replace the log's file, or the
+    /// system allows no thread.
+    pub(crate) fn start(
+        options: &NatLogOptions,
+        bpffs: &Path,
+        state_dir: &StateDir,
+        pods: &PodNameOptions,
+    ) -> Result<Self> {
+        options.target.check()?;
+        let maps = Maps::open(bpffs)?;
+        let reports = EndedReports::open(bpffs)?;
+        let (ticks, at) = (maps.ticks()?, now());
+        let fresh = Saved {
+            schema: Saved::SCHEMA,
+            target: options.target.to_string(),
+            boot: boot_id()?,
+            maps: maps.counts_id()?,
+            clock: Clock::at(ticks, at),
+            since: None,
+            complete: at,
+            next: 0,
+            lost: reports.lost()?,
+            is_clean: false,
+            was_off: false,
+        };
+        let last = options.target.file().and_then(file::last);
+        let (state, gaps) = after(Saved::read(state_dir), last, fresh, ticks);
+        let queue = Arc::new(Queue::default());
+        let watch = Watch {
+            since: state.since,
+            alive: ticks32(options.alive.as_secs()),
+        };
+        let secret = maps.limits()?.secret;
+        let recorder = Arc::new(Mutex::new(Recorder::new(
+            Arc::clone(&queue),
+            reports,
+            secret,
+            state.clock,
+            (watch, state.lost, state.complete),
+        )));
+        let node = node_name();
+        let sink = match &options.target {
+            Target::File(path) => {
+                file::tidy(path.clone(), options.rotation.keep);
+                Sink::File(file::LogFile::new(path.clone(), options.rotation))
+            }
+            Target::Socket(path) => Sink::Socket(socket::Socket::new(path.clone())),
+            Target::Ipfix(to) => {
+                let domain = ipfix::domain(&node);
+                Sink::Ipfix(ipfix::Ipfix::new(*to, options.destinations, domain))
+            }
+        };
+        let writer = Writer {
+            queue: Arc::clone(&queue),
+            recorder: Arc::clone(&recorder),
+            sink,
+            state,
+            state_dir: state_dir.clone(),
+            names: NameCache::new(
+                pods.cni_dir.clone(),
+                state_dir.clone(),
+                pods.source == PodNames::Off,
+            ),
+            node,
+            policy: None,
+            with_destinations: options.destinations,
+            saved_at: None,
+        };
+        mark_running(state_dir, &writer.state);
+        let thread = std::thread::Builder::new()
+            .name("netdp-nat-log".into())
+            .spawn(move || writer.run(gaps))
+            .context("starting the thread that writes the NAT log")?;
+        Ok(Self {
+            log: recorder,
+            queue,
+            thread: Some(thread),
+        })
+    }
+
+    /// Returns what the sweep tells.
+    pub(crate) fn shared(&self) -> SharedLog {
+        Arc::clone(&self.log)
+    }
+
+    /// Records that a policy with this hash is in force.
+    pub(crate) fn policy(&self, hash: &str) {
+        // Where there is no room, the next records have its hash.
+        let event = Event::Policy(hash.to_owned(), now());
+        self.queue.push(std::iter::once(event));
+    }
+
+    /// Writes what is left. To be called once no sweep runs any more.
+    pub(crate) fn close(mut self) {
+        self.queue.close();
+        let end = Instant::now() + PATIENCE;
+        while let Some(thread) = &self.thread
+            && !thread.is_finished()
+        {
+            if Instant::now() > end {
+                log::warn!(
+                    "the NAT log was not written to its end; the next agent records the gap"
+                );
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been printed.
+            let _ = thread.join();
+        }
+        let counters = &self.queue.counters;
+        let records: u64 = counters.records().map(|(_, n)| n).sum();
+        let lost: u64 = counters.lost().map(|(_, n)| n).sum();
+        log::info!("the NAT log ends: {records} records of this agent, {lost} lost");
+    }
+}
+
+/// Saves that an agent runs, so that the next one knows if this one is killed before it has written
+/// anything.
+fn mark_running(state_dir: &StateDir, state: &Saved) {
+    let mut saved = Saved::read(state_dir).unwrap_or_else(|| state.clone());
+    saved.is_clean = false;
+    if let Err(err) = saved.save(state_dir) {
+        log::warn!("{err:#}");
+    }
+}
+
+/// Returns the state with which a log goes on, and what is missing from it. `last`: number, boot and
+/// time of the last record in its file.
+fn after(
+    saved: Option<Saved>,
+    last: Option<(u64, String, u64)>,
+    fresh: Saved,
+    ticks: u32,
+) -> (Saved, Vec<Gap>) {
+    let until = fresh.complete;
+    let gap = |from: u64, why| Gap {
+        n: None,
+        from: from.min(until),
+        until,
+        why,
+    };
+    let Some(saved) = saved.filter(|saved| saved.target == fresh.target) else {
+        let Some((number, boot, time)) = last else {
+            return (fresh, Vec::new());
+        };
+        let why = if boot == fresh.boot {
+            "state_lost"
+        } else {
+            "reboot"
+        };
+        let state = Saved {
+            next: number + 1,
+            ..fresh
+        };
+        return (state, vec![gap(time.saturating_sub(UNSAVED), why)]);
+    };
+    let skipped = if saved.is_clean { 0 } else { UNSAVED_NUMBERS };
+    let next = match last {
+        Some((number, ..)) => (number + 1).max(if saved.is_clean { saved.next } else { 0 }),
+        None => saved.next + skipped,
+    };
+    let known = saved.known_until();
+    if saved.boot != fresh.boot || saved.maps != fresh.maps {
+        let why = if saved.boot == fresh.boot {
+            "detached"
+        } else {
+            "reboot"
+        };
+        return (Saved { next, ..fresh }, vec![gap(known, why)]);
+    }
+    let why = match (saved.was_off, saved.is_clean) {
+        (true, _) => Some("off"),
+        (false, false) => Some("killed"),
+        (false, true) => None,
+    };
+    let state = Saved {
+        clock: saved.clock.or_at(ticks, until),
+        since: saved.since,
+        lost: saved.lost,
+        // Until the first pass.
+        complete: saved.complete,
+        next,
+        ..fresh
+    };
+    (state, why.map(|why| gap(known, why)).into_iter().collect())
+}
+
+/// Returns the node's name.
+fn node_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(boot: &str, maps: u32, complete: u64) -> Saved {
+        Saved {
+            schema: Saved::SCHEMA,
+            target: "/x".into(),
+            boot: boot.into(),
+            maps,
+            clock: Clock::at(1_000, 60_000),
+            since: None,
+            complete,
+            next: 7,
+            lost: 0,
+            is_clean: false,
+            was_off: false,
+        }
+    }
+
+    /// Returns the reason and the begin of the gap, and the number of the next record.
+    fn told(
+        saved: Option<Saved>,
+        last: Option<(u64, &str, u64)>,
+    ) -> (Option<(&'static str, u64)>, u64) {
+        let last = last.map(|(number, boot, time)| (number, boot.to_owned(), time));
+        let fresh = Saved {
+            next: 0,
+            ..state("b", 1, 1_000_000)
+        };
+        let (state, gaps) = after(saved, last, fresh, 15_007);
+        assert!(gaps.iter().all(|gap| gap.until == 1_000_000));
+        let gap = gaps.first().map(|gap| (gap.why, gap.from));
+        (gap, state.next)
+    }
+
+    #[test]
+    fn a_start_says_what_is_missing() {
+        assert_eq!(told(None, None), (None, 0), "the first");
+        let clean = Saved {
+            is_clean: true,
+            since: Some(1_000),
+            ..state("b", 1, 70_000)
+        };
+        assert_eq!(told(Some(clean.clone()), Some((6, "b", 0))), (None, 7));
+        let killed = Saved {
+            is_clean: false,
+            ..clean.clone()
+        };
+        assert_eq!(
+            told(Some(killed.clone()), Some((9, "b", 0))),
+            (Some(("killed", 60_000)), 10),
+            "from the last pass on"
+        );
+        let (gap, next) = told(Some(killed), None);
+        assert_eq!((gap, next), (Some(("killed", 60_000)), 7 + UNSAVED_NUMBERS));
+        for (other, why) in [
+            (state("a", 1, 70_000), "reboot"),
+            (state("b", 2, 70_000), "detached"),
+        ] {
+            assert_eq!(told(Some(other), Some((6, "b", 0))).0, Some((why, 70_000)));
+        }
+        let off = Saved {
+            was_off: true,
+            ..clean
+        };
+        assert_eq!(told(Some(off), None).0, Some(("off", 60_000)));
+        assert_eq!(
+            told(None, Some((6, "a", 900_000))),
+            (Some(("reboot", 600_000)), 7),
+            "the state is lost with the boot"
+        );
+        let elsewhere = Saved {
+            target: "/y".into(),
+            ..state("b", 1, 70_000)
+        };
+        assert_eq!(told(Some(elsewhere), None), (None, 0), "another log");
+    }
+}

@@ -1,0 +1,75 @@
+//! Where the log goes.
+
+use super::counters::Cause;
+use super::file::LogFile;
+use super::ipfix::{Ipfix, Session};
+use super::socket::Socket;
+use std::io;
+
+/// A place for the log.
+pub(super) enum Sink {
+    File(LogFile),
+    Socket(Socket),
+    Ipfix(Ipfix),
+}
+
+impl Sink {
+    /// Reports whether it takes sessions instead of lines.
+    pub const fn takes_sessions(&self) -> bool {
+        matches!(self, Self::Ipfix(_))
+    }
+
+    /// Returns the cause of its failures.
+    pub const fn cause(&self) -> Cause {
+        match self {
+            Self::File(_) => Cause::Disk,
+            Self::Socket(_) | Self::Ipfix(_) => Cause::Collector,
+        }
+    }
+
+    /// Writes lines. Returns the time since which earlier ones may not have been read.
+    ///
+    /// # Errors
+    /// Returns an error if they are to be written again.
+    pub fn write_lines(&mut self, lines: &[u8]) -> io::Result<Option<u64>> {
+        match self {
+            Self::File(file) => file.write(lines).map(|()| None),
+            Self::Socket(socket) => socket.write(lines),
+            Self::Ipfix(_) => Ok(None),
+        }
+    }
+
+    /// Sends sessions. Returns how many of them were sent.
+    ///
+    /// # Errors
+    /// Returns an error, and how many were sent, if the others are to be sent again.
+    pub fn write_sessions(
+        &mut self,
+        sessions: &[Session<'_>],
+    ) -> Result<usize, (usize, io::Error)> {
+        match self {
+            Self::Ipfix(ipfix) => ipfix.write(sessions),
+            Self::File(_) | Self::Socket(_) => Ok(sessions.len()),
+        }
+    }
+
+    /// Waits until what was sent has probably arrived.
+    ///
+    /// # Errors
+    /// Returns an error if it has not: it will be sent again.
+    pub fn settle(&mut self) -> io::Result<()> {
+        match self {
+            Self::Ipfix(ipfix) => ipfix.settle(),
+            Self::File(_) | Self::Socket(_) => Ok(()),
+        }
+    }
+
+    /// Begins another file where that is due.
+    pub fn rotate(&mut self) {
+        if let Self::File(file) = self
+            && let Err(err) = file.rotate_if_due()
+        {
+            log::warn!("rotating the NAT log: {err}");
+        }
+    }
+}

@@ -1,0 +1,417 @@
+//! The thread that writes the log.
+
+use super::counters::Cause;
+use super::ipfix::Session;
+use super::queue::{Batch, Event, Gap, Numbered, Queue, now};
+use super::record::{Kind, Record, text};
+use super::recorder::Recorder;
+use super::sink::Sink;
+use super::state::Saved;
+use crate::datapath::{EndedMapping, Identity, Why, lock, protocol_name};
+use crate::pods::{Names, Owner};
+use crate::state_dir::StateDir;
+use netdp_common::layout::Addr;
+use std::borrow::Cow;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Interval at which reports of programs are taken and events are written.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Interval at which the state is saved, if there is anything new.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
+
+/// Events that are written at once: some 1.4 MB.
+const WRITTEN_AT_ONCE: usize = 4096;
+
+/// Pause after a failure.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Failures after which the end of the agent is not delayed any more.
+const TRIES_AT_END: u32 = 3;
+
+/// The names of pods, read again for mappings that began since.
+pub(super) struct NameCache {
+    pub cni_dir: PathBuf,
+    pub state_dir: StateDir,
+    pub is_off: bool,
+    /// With the time at which they were read, in milliseconds since 1970.
+    names: Option<(Names, u64)>,
+}
+
+impl NameCache {
+    /// Creates a cache that has read nothing.
+    pub const fn new(cni_dir: PathBuf, state_dir: StateDir, is_off: bool) -> Self {
+        Self {
+            cni_dir,
+            state_dir,
+            is_off,
+            names: None,
+        }
+    }
+
+    /// Reads the names again if they are older than a begin, in milliseconds since 1970.
+    fn refresh(&mut self, begin: u64) {
+        let is_fresh = self.names.as_ref().is_some_and(|(_, at)| *at > begin);
+        if !self.is_off && !is_fresh {
+            let at = now();
+            let names = Names::load(&self.cni_dir, &self.state_dir);
+            self.names = Some((names, at));
+        }
+    }
+
+    fn owner(&self, address: Addr, time: u64) -> Option<Owner<'_>> {
+        let (names, _) = self.names.as_ref()?;
+        names.owner(address.into(), time)
+    }
+}
+
+/// The writer.
+pub(super) struct Writer {
+    pub queue: Arc<Queue>,
+    pub recorder: Arc<Mutex<Recorder>>,
+    pub sink: Sink,
+    /// As it is saved; `next` is the number of the next record.
+    pub state: Saved,
+    pub state_dir: StateDir,
+    pub names: NameCache,
+    pub node: String,
+    pub policy: Option<String>,
+    pub with_destinations: bool,
+    pub saved_at: Option<Instant>,
+}
+
+impl Writer {
+    /// Writes until the queue is closed. `gaps`: what an earlier agent has left out.
+    pub fn run(mut self, gaps: Vec<Gap>) {
+        let boot = self.state.boot.clone();
+        let node = self.node.clone();
+        let mut start = Vec::new();
+        for gap in gaps {
+            start.push(self.gap(gap, &boot, &node));
+        }
+        let mut record = self.record(Kind::Start, &boot, &node);
+        record.at = Some(text(now()));
+        record.version = Some(Cow::Borrowed(env!("CARGO_PKG_VERSION")));
+        start.push(record);
+        if !self.write_records(&start) {
+            return;
+        }
+        self.save();
+        loop {
+            lock(&self.recorder).take_reports();
+            let batch = self.queue.take(INTERVAL);
+            let is_last = batch.is_last;
+            if !self.write(batch) {
+                // The state says that the log is incomplete.
+                return;
+            }
+            if is_last {
+                break;
+            }
+        }
+        let mut record = self.record(Kind::Stop, &boot, &node);
+        record.at = Some(text(now()));
+        if self.write_records(&[record]) {
+            self.state.is_clean = true;
+            self.save();
+        }
+    }
+
+    /// Writes a batch; `false` if the agent ends and nothing can be written.
+    fn write(&mut self, batch: Batch) -> bool {
+        let clock = self.state.clock;
+        let begins = batch.events.iter().filter_map(|event| match event {
+            Event::Begin(it) => Some(it.of.created),
+            Event::End(it) => Some(it.of.mapping.created),
+            Event::Alive(..) | Event::Policy(..) => None,
+        });
+        // A tick more: the begin is rounded.
+        let latest = begins
+            .map(|created| clock.time(created.wrapping_add(1)))
+            .max();
+        if let Some(latest) = latest.filter(|_| !self.sink.takes_sessions()) {
+            self.names.refresh(latest);
+        }
+        let begun = Instant::now();
+        for events in batch.events.chunks(WRITTEN_AT_ONCE) {
+            if !self.write_events(events) {
+                return false;
+            }
+            self.queue.written(events.len());
+            self.queue.set_lag(begun.elapsed());
+        }
+        self.queue.set_lag(Duration::ZERO);
+        let (boot, node) = (self.state.boot.clone(), self.node.clone());
+        for gap in batch.gaps {
+            log::warn!(
+                "the NAT log lacks {} mappings ({}), see docs/nat-log.md",
+                gap.n.map_or_else(|| "some".into(), |n| n.to_string()),
+                gap.why
+            );
+            let record = self.gap(gap, &boot, &node);
+            if !self.write_records(&[record]) {
+                return false;
+            }
+        }
+        let has_passed = batch.since.is_some();
+        if has_passed {
+            self.state.since = batch.since;
+        }
+        // Before the first pass nothing is complete.
+        if self.state.since.is_some() {
+            self.state.complete = batch.complete;
+        }
+        self.state.lost = lock(&self.recorder).lost();
+        if has_passed || self.saved_at.is_none_or(|at| at.elapsed() >= SAVE_EVERY) {
+            self.save();
+        }
+        self.sink.rotate();
+        true
+    }
+
+    fn save(&mut self) {
+        self.saved_at = Some(Instant::now());
+        if let Err(err) = self.state.save(&self.state_dir) {
+            log::warn!("{err:#}");
+        }
+    }
+
+    /// Creates a record with the next number.
+    fn record<'a>(&mut self, kind: Kind, boot: &'a str, node: &'a str) -> Record<'a> {
+        let number = self.state.next;
+        self.state.next += 1;
+        Record::new(kind, number, boot, node)
+    }
+
+    fn gap<'a>(&mut self, gap: Gap, boot: &'a str, node: &'a str) -> Record<'a> {
+        let mut record = self.record(Kind::Gap, boot, node);
+        record.n = gap.n;
+        record.from = Some(text(gap.from));
+        record.until = Some(text(gap.until));
+        record.why = Some(Cow::Borrowed(gap.why));
+        record
+    }
+
+    fn write_events(&mut self, events: &[Event]) -> bool {
+        if self.sink.takes_sessions() {
+            return self.write_sessions(events);
+        }
+        let (boot, node) = (self.state.boot.clone(), self.node.clone());
+        let mut lines = Vec::with_capacity(events.len() * 384);
+        let mut kinds = Vec::with_capacity(events.len());
+        for event in events {
+            if let Event::Policy(hash, _) = event {
+                self.policy = Some(hash.clone());
+            }
+            let number = self.state.next;
+            self.state.next += 1;
+            let record = self.event(event, Record::new(Kind::Begin, number, &boot, &node));
+            kinds.push(record.event);
+            put_line(&mut lines, &record);
+        }
+        let is_written = self.write_lines(&lines);
+        if is_written {
+            for kind in kinds {
+                self.queue.counters.add_record(kind);
+            }
+        }
+        is_written
+    }
+
+    /// Writes records that are not about one mapping; IPFIX has none such.
+    fn write_records(&mut self, records: &[Record<'_>]) -> bool {
+        if self.sink.takes_sessions() {
+            return true;
+        }
+        let mut lines = Vec::new();
+        for record in records {
+            put_line(&mut lines, record);
+        }
+        let is_written = self.write_lines(&lines);
+        for record in records.iter().filter(|_| is_written) {
+            self.queue.counters.add_record(record.event);
+        }
+        is_written
+    }
+
+    fn write_lines(&mut self, lines: &[u8]) -> bool {
+        let cause = self.sink.cause();
+        let written = retry(&self.queue, cause, || self.sink.write_lines(lines));
+        let Some(lacks_since) = written else {
+            return false;
+        };
+        if let Some(from) = lacks_since {
+            self.queue.add_gap(Gap {
+                n: None,
+                from,
+                until: now(),
+                why: cause.name(),
+            });
+        }
+        true
+    }
+
+    fn write_sessions(&mut self, events: &[Event]) -> bool {
+        let clock = self.state.clock;
+        let sessions: Vec<_> = events
+            .iter()
+            .filter_map(|event| match event {
+                Event::Begin(it) => Some(Session {
+                    mapping: &it.of,
+                    begin: clock.time(it.of.created),
+                    end: None,
+                }),
+                Event::End(it) => Some(Session {
+                    mapping: &it.of.mapping,
+                    begin: clock.time(it.of.mapping.created),
+                    end: Some((clock.time(it.of.at), &it.of)),
+                }),
+                Event::Alive(..) | Event::Policy(..) => None,
+            })
+            .collect();
+        let mut rest = &sessions[..];
+        let sent = retry(&self.queue, Cause::Collector, || {
+            while !rest.is_empty() {
+                let (sent, result) = match self.sink.write_sessions(rest) {
+                    Ok(sent) => (sent, Ok(())),
+                    Err((sent, err)) => (sent, Err(err)),
+                };
+                rest = rest.get(sent..).unwrap_or_default();
+                result?;
+            }
+            self.sink.settle()
+        });
+        if sent.is_some() {
+            for session in &sessions {
+                let kind = if session.end.is_some() {
+                    Kind::End
+                } else {
+                    Kind::Begin
+                };
+                self.queue.counters.add_record(kind);
+            }
+        }
+        sent.is_some()
+    }
+
+    /// Fills in the record of an event.
+    fn event<'a>(&'a self, event: &Event, mut record: Record<'a>) -> Record<'a> {
+        match event {
+            Event::Begin(it) => self.mapping(record, it),
+            Event::Alive(it, at) => {
+                record.event = Kind::Alive;
+                record.at = Some(text(self.state.clock.time(*at)));
+                self.mapping(record, it)
+            }
+            Event::End(it) => {
+                record.event = Kind::End;
+                self.ended(record, it)
+            }
+            Event::Policy(hash, at) => {
+                record.event = Kind::Policy;
+                record.at = Some(text(*at));
+                record.policy = Some(Cow::Owned(hash.clone()));
+                record
+            }
+        }
+    }
+
+    fn mapping<'a>(&'a self, mut record: Record<'a>, it: &Numbered<Identity>) -> Record<'a> {
+        let mapping = &it.of;
+        let begin = self.state.clock.time(mapping.created);
+        record.id = Some(format!("{:016x}", it.number));
+        record.proto = Some(protocol_name(mapping.tuple.proto));
+        record.pod = Some(endpoint(mapping.tuple.src, mapping.tuple.src_id));
+        record.seen_as = Some(endpoint(mapping.addr, mapping.id));
+        if self.with_destinations {
+            record.to = Some(endpoint(mapping.tuple.dst, mapping.tuple.dst_id));
+        }
+        if let Some(owner) = self.names.owner(mapping.tuple.src, begin) {
+            let claim = owner.claim;
+            record.ns = Some(Cow::Borrowed(&claim.namespace));
+            record.name = Some(Cow::Borrowed(&claim.name));
+            record.uid = claim.uid.as_deref().map(Cow::Borrowed);
+        }
+        record.begin = Some(text(begin));
+        record.policy = self.policy.as_deref().map(Cow::Borrowed);
+        record
+    }
+
+    fn ended<'a>(&'a self, record: Record<'a>, it: &Numbered<EndedMapping>) -> Record<'a> {
+        let mapping = Numbered {
+            number: it.number,
+            of: it.of.mapping,
+        };
+        let mut record = self.mapping(record, &mapping);
+        record.end = Some(text(self.state.clock.time(it.of.at)));
+        record.why = Some(Cow::Borrowed(why(it.of.why)));
+        record.packets = Some(it.of.packets);
+        record.bytes = Some(it.of.bytes);
+        record
+    }
+}
+
+/// Calls `write` until it succeeds; `None` if the agent ends before that.
+fn retry<T>(
+    queue: &Queue,
+    cause: Cause,
+    mut write: impl FnMut() -> std::io::Result<T>,
+) -> Option<T> {
+    let mut has_failed = false;
+    let mut tries = 0;
+    loop {
+        let err = match write() {
+            Ok(written) => {
+                if has_failed {
+                    queue.set_blocked(None);
+                    log::info!("the NAT log is written again");
+                }
+                return Some(written);
+            }
+            Err(err) => err,
+        };
+        if !has_failed {
+            has_failed = true;
+            queue.set_blocked(Some(cause));
+            log::warn!("the NAT log can't be written, is retried, and waits in memory: {err}");
+        }
+        if queue.wait_for_end(PAUSE) {
+            tries += 1;
+            if tries == TRIES_AT_END {
+                return None;
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+}
+
+fn put_line(lines: &mut Vec<u8>, record: &Record<'_>) {
+    let begin = lines.len();
+    match serde_json::to_writer(&mut *lines, record) {
+        Ok(()) => lines.push(b'\n'),
+        Err(err) => {
+            lines.truncate(begin);
+            log::warn!("a record of the NAT log: {err}");
+        }
+    }
+}
+
+/// Returns the name of a reason, as in records.
+const fn why(why: Why) -> &'static str {
+    match why {
+        Why::Timeout => "timeout",
+        Why::AddressGone => "address_gone",
+        Why::Policy => "policy",
+        Why::Room => "room",
+        Why::Moved => "moved",
+        Why::Untranslated => "untranslated",
+        Why::Node => "node",
+    }
+}
+
+fn endpoint(address: Addr, id: u16) -> String {
+    SocketAddr::new(IpAddr::from(address), id).to_string()
+}
