@@ -47,6 +47,10 @@ fn kustomize_and_helm_give_the_same_objects() -> Result<()> {
             json!({"labelledConfigMaps": false}),
         ),
         (
+            objects("base", "pod-names-api", "")?,
+            json!({"podNames": "api"}),
+        ),
+        (
             objects("base", "iptables", "")?,
             json!({"mode": "iptables"}),
         ),

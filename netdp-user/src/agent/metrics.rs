@@ -5,7 +5,7 @@ use super::modes::Ebpf;
 use super::network::ApplyOutcome;
 use super::{Agent, RunOptions};
 use crate::codes::Code;
-use crate::config::RuleAction;
+use crate::config::{Rule, RuleAction};
 use crate::metrics::{ConfigState, Metrics, PinnedCounters, Published, SweepRecorder, Sweeps};
 use crate::pods::Recorder;
 use anyhow::Result;
@@ -30,6 +30,9 @@ pub(super) fn measure(
     let names = pods.map(Recorder::index);
     let recorder = SweepRecorder::new(sweeps, &options.metrics, names);
     ebpf.sweeper.record_for(recorder);
+    if let Some(log) = &ebpf.nat_log {
+        metrics.add(log.counters());
+    }
     Ok(())
 }
 
@@ -43,7 +46,10 @@ impl Facts<'_> {
                 Code::Rejected,
                 usize::from(!self.config.rejected.is_empty()),
             ),
-            (Code::Defaults, usize::from(self.config.files.is_empty())),
+            (
+                Code::Defaults,
+                usize::from(self.rules.iter().any(Rule::is_default)),
+            ),
             (Code::NoUplink, network.leaks.len()),
             (Code::NoAddress, self.no_address.len()),
             (Code::Detour, network.detours.len()),

@@ -154,6 +154,13 @@ pub struct Rule {
 }
 
 impl Rule {
+    /// Reports whether the rule is of the built-in list, which counts while no document has its own.
+    pub(crate) fn is_default(&self) -> bool {
+        let is_link_local =
+            [defaults::LINK_LOCAL_V4, defaults::LINK_LOCAL_V6].contains(&self.prefix);
+        self.action == RuleAction::Bypass && self.origin == Origin::BuiltIn && !is_link_local
+    }
+
     /// Reports whether the rule bypasses networks of the cluster that no document lists.
     pub(crate) const fn is_auto(&self) -> bool {
         matches!(self.origin, Origin::Auto(_))

@@ -8,6 +8,7 @@ mod agent;
 mod counters;
 mod events;
 mod namespaces;
+mod nat_log;
 mod ports;
 mod process;
 mod samples;

@@ -30,6 +30,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use writer::{NameCache, Writer};
 
+pub(crate) use counters::Counters;
 pub(crate) use file::{Rotation, reader, rotated};
 pub(crate) use queue::now;
 pub(crate) use record::{Kind, Record, text, time};
@@ -149,6 +150,11 @@ impl NatLog {
             queue,
             thread: Some(thread),
         })
+    }
+
+    /// Returns the counters of records and losses, for metrics.
+    pub(crate) fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.queue.counters)
     }
 
     /// Returns what the sweep tells.

@@ -7,6 +7,7 @@ use super::record::{Kind, Record, text};
 use super::recorder::Recorder;
 use super::sink::Sink;
 use super::state::Saved;
+use crate::codes::Code;
 use crate::datapath::{EndedMapping, Identity, Why, lock, protocol_name};
 use crate::pods::{Names, Owner};
 use crate::state_dir::StateDir;
@@ -147,9 +148,11 @@ impl Writer {
         let (boot, node) = (self.state.boot.clone(), self.node.clone());
         for gap in batch.gaps {
             log::warn!(
-                "the NAT log lacks {} mappings ({}), see docs/nat-log.md",
+                code:% = Code::LogGap;
+                "the NAT log lacks {} mappings ({}), see docs/nat-log.md {}",
                 gap.n.map_or_else(|| "some".into(), |n| n.to_string()),
-                gap.why
+                gap.why,
+                Code::LogGap
             );
             let record = self.gap(gap, &boot, &node);
             if !self.write_records(&[record]) {

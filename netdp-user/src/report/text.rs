@@ -4,11 +4,12 @@ use super::findings::FILLING;
 use super::status::Status;
 use super::{ConfigReport, Report, nat};
 use crate::cli::output::table;
-use crate::codes::Code;
+use crate::codes::{Code, Severity};
 use crate::pod;
 use crate::terminal;
 use crate::time::{now, pretty};
 use anyhow::Result;
+use netdp_common::layout::DropReason;
 use std::fmt::Write as _;
 
 impl Status {
@@ -17,6 +18,18 @@ impl Status {
         match self.pid {
             Some(pid) => writeln!(out, "agent      running, pid {pid}")?,
             None => writeln!(out, "agent      not running {}", Code::AgentGone)?,
+        }
+        let mut problems: Vec<Code> = (self.findings().iter())
+            .filter(|finding| finding.severity != Severity::Info)
+            .filter_map(|finding| finding.code)
+            .collect();
+        problems.dedup();
+        if !problems.is_empty() {
+            let named = problems
+                .iter()
+                .map(|code| format!("{code} {}", code.text()));
+            let named: Vec<_> = named.collect();
+            writeln!(out, "problems   {}", named.join("; "))?;
         }
         let report = self.report.as_ref().map(terminal::sanitize).transpose()?;
         if let Some(report) = &report {
@@ -90,7 +103,12 @@ impl Status {
             .drops
             .iter()
             .filter(|(_, count)| **count > 0)
-            .map(|(name, count)| format!("{name} {count}"))
+            .map(|(name, count)| {
+                let reason = DropReason::ALL.iter().find(|it| it.name() == *name);
+                let code = reason.and_then(|reason| Code::of_drop(*reason));
+                let code = code.map_or_else(String::new, |code| format!(" {code}"));
+                format!("{name} {count}{code}")
+            })
             .collect();
         writeln!(out, "dropped    {}", or_none(&drops, ", "))?;
         Ok(out)
