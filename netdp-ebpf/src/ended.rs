@@ -66,7 +66,7 @@ fn copy_carried(to: &mut Traffic, tuple: &Tuple, mapping: &Mapping, half: Half) 
         return;
     }
     let key = half.traffic_key(tuple);
-    if let Some(carried) = TRAFFIC.get_ptr(&key) {
+    if let Some(carried) = TRAFFIC.get_ptr(key) {
         // SAFETY: a map value; an addition by another CPU at the same time may be missed.
         unsafe {
             to.packets = (*carried).packets;

@@ -109,7 +109,9 @@ unsafe fn capture(ctx: *mut __sk_buff, packet: *mut u8) -> u32 {
         if len > CAPTURED as u32 {
             len = CAPTURED as u32;
         }
-        if len == 0 || bpf_skb_load_bytes(ctx.cast(), 0, packet.cast(), len) != 0 {
+        // No packet is empty, see `fragment_queue::bounded`.
+        let len = if len > 1 { len } else { 1 };
+        if bpf_skb_load_bytes(ctx.cast(), 0, packet.cast(), len) != 0 {
             return 0;
         }
         len

@@ -317,8 +317,8 @@ fn instead_of_one<E: Env>(env: &E, claim: &mut Claim) -> bool {
 /// Reports whether the mapping with the original tuple in `claim.key` may be evicted: nothing came
 /// back for a while, a request was answered a while ago, a stream is over, or a connection has
 /// closed. If its pod has many times as many mappings as this one, any mapping that is not live may
-/// be evicted.
-#[inline(always)]
+/// be evicted. Not inlined: its stack frame would add to that of [`evict::end`].
+#[inline(never)]
 fn gives_way<E: Env>(env: &E, claim: &Claim, reply: Slot) -> bool {
     let original = &claim.key;
     let Some(half) = env.lookup_snat(original) else {

@@ -69,7 +69,7 @@ impl Access {
 
 #[derive(Debug, Subcommand)]
 enum PluginCommand {
-    /// Explain which source a destination sees of a pod, and why: POD DST[:PORT]. The node resolves
+    /// Explain which source a destination sees of a pod, and why: POD and DST, with a port or without. The node resolves
     /// names of destinations.
     Explain(Remote),
     /// Show the state of netdp on a node.
@@ -84,7 +84,7 @@ enum PluginCommand {
     Suggest(Remote),
     /// Show a node's pods, destinations, drops and uplinks in a live screen.
     Top(Remote),
-    /// Tell which pod has or had an address on the wire: ADDR[:PORT]. Asks all nodes that have the
+    /// Tell which pod has or had an address on the wire: an address with a port or without. Asks all nodes that have the
     /// address.
     Who(Who),
     /// Show the configuration in force on each node.

@@ -115,7 +115,7 @@ pub(crate) fn print(bpffs: &Path, state_dir: &Path, options: &Options) -> Result
 /// Writes flows as they are now.
 ///
 /// # Errors
-/// Returns the errors of [`print`].
+/// Returns the errors of [`print()`].
 pub(crate) fn write(
     bpffs: &Path,
     state_dir: &StateDir,

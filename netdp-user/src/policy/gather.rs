@@ -140,7 +140,7 @@ pub(crate) fn print(bpffs: &Path, state_dir: &Path, query: &Query) -> Result<()>
 /// Returns the output of `netdp policy`.
 ///
 /// # Errors
-/// Returns the errors of [`print`].
+/// Returns the errors of [`print()`].
 pub(crate) fn output(bpffs: &Path, state_dir: &Path, query: &Query) -> Result<String> {
     let view = View::gather(bpffs, state_dir)?;
     view.check_span(query)?;

@@ -1,6 +1,6 @@
 //! `netdp who`: which pod had an address and port on the wire, now or at a time.
 //!
-//! [`read`] collects what the log and the maps know, [`find`] decides what follows from it.
+//! [`read`] collects what the log and the maps know, [`find`](mod@find) decides what follows from it.
 
 mod find;
 mod read;

@@ -36,7 +36,7 @@ pub(crate) fn print(state_dir: &Path, ask: Ask, json: bool) -> Result<()> {
 /// Returns the output of `netdp history`.
 ///
 /// # Errors
-/// Returns the errors of [`print`].
+/// Returns the errors of [`print()`].
 pub(crate) fn output(state_dir: &Path, ask: Ask, json: bool) -> Result<String> {
     let dir = StateDir::at(state_dir);
     let history = History::read(&dir)?.with_context(|| {

@@ -79,7 +79,7 @@ pub(crate) fn print(bpffs: &Path, state_dir: &Path, format: Format) -> Result<An
 /// Returns the output of `netdp suggest`, and the answer in one word.
 ///
 /// # Errors
-/// Returns the errors of [`print`].
+/// Returns the errors of [`print()`].
 pub(crate) fn output(bpffs: &Path, state_dir: &Path, format: Format) -> Result<(String, Answer)> {
     let dir = StateDir::at(state_dir);
     let mut window = Window::read(&dir)?;
