@@ -20,14 +20,14 @@ Examples:
 pub(super) struct SupportBundle {
     #[command(flatten)]
     pub(super) paths: InstancePaths,
-    /// Archive to write, tar compressed by gzip; - is standard output. Only its owner can read it. The
+    /// Archive to write (tar.gz); - is standard output. Only its owner can read it. The
     /// default is netdp-bundle-NODE-SECONDS.tar.gz in the working directory.
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
     /// List the files and their sizes, and write none.
     #[arg(long, conflicts_with = "output")]
     preview: bool,
-    /// Replace pods, namespaces, nodes, hosts and addresses by others, the same throughout the bundle.
+    /// Replace pods, namespaces, nodes, hosts and addresses by substitutes, the same throughout the bundle.
     /// Addresses that share a prefix go on sharing one.
     #[arg(long)]
     anonymous: bool,

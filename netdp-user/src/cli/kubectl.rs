@@ -82,7 +82,7 @@ enum PluginCommand {
     History(Remote),
     /// Suggest which bypassed networks to masquerade, by what a node has seen.
     Suggest(Remote),
-    /// Show a node's pods, destinations, drops and uplinks in a live screen.
+    /// Show a node's pods, destinations, prefixes, drops and uplinks in a live screen.
     Top(Remote),
     /// Tell which pod has or had an address on the wire: an address with a port or without. Asks all nodes that have the
     /// address.
@@ -202,7 +202,7 @@ impl Who {
     fn run(self, kubectl: &Kubectl) -> Result<ExitCode> {
         let place = self.arguments.first().map_or("", String::as_str);
         let Some(address) = kubectl::address(place) else {
-            bail!("{place:?} is no address, as in kubectl netdp who 10.1.0.10:44216");
+            bail!("{place:?} is not an address; example: kubectl netdp who 10.1.0.10:44216");
         };
         let arguments = [&["who".to_owned()], self.arguments.as_slice()].concat();
         kubectl::ask(kubectl, &self.agents.agents(), address, &arguments)

@@ -83,7 +83,7 @@ enum Command {
     /// destinations that were bypassed. Exits with 0 if no rule differs, with 1 if any does, with 2 on
     /// trouble.
     Diff(Box<Diff>),
-    /// Show pods, destinations, drops and uplinks in a live screen.
+    /// Show pods, destinations, prefixes, drops and uplinks in a live screen.
     Top(Top),
     /// Show events as they happen: begins and ends of mappings, refusals, drops, configurations,
     /// findings.

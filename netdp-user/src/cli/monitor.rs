@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 #[derive(Debug, Args)]
-#[command(after_help = "Exit status: 0, or 2 if there are no events to be had.
+#[command(after_help = "Exit status: 0, or 2 if no events are available.
 
 Examples:
   netdp monitor --kind refused,drop

@@ -5,7 +5,7 @@ use super::Cli;
 use super::kubectl::Plugin;
 use super::values::TIMEOUTS;
 use crate::config::{DEFAULT_CIDR_LIMIT, DEFAULT_RESYNC_INTERVAL, Key};
-use clap::{Arg, Command, CommandFactory as _};
+use clap::{Arg, ArgAction, Command, CommandFactory as _};
 use netdp_common::flow::Timeouts;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -125,14 +125,22 @@ fn markdown(text: &str) -> String {
 fn name(arg: &Arg) -> String {
     let Some(long) = arg.get_long() else {
         let value = arg.get_value_names().map_or("", |names| names[0].as_str());
-        return format!("`[{value}…]`");
+        let value = value.replace('|', "\\|");
+        let more = match arg.get_action() {
+            ArgAction::Append => "…",
+            _ => "",
+        };
+        return match arg.is_required_set() {
+            true => format!("`{value}{more}`"),
+            false => format!("`[{value}{more}]`"),
+        };
     };
     let mut text = format!("--{long}");
     if arg.get_action().takes_values() {
         let values = arg.get_possible_values();
         let value = if values.is_empty() {
             let names = arg.get_value_names();
-            names.map_or("VALUE", |names| &names[0]).to_owned()
+            names.map_or("VALUE", |names| &names[0]).replace('|', "\\|")
         } else {
             let values: Vec<_> = values.iter().map(|value| value.get_name()).collect();
             values.join("\\|")
@@ -223,12 +231,15 @@ fn plugin(text: &mut String) {
     *text += "\nFlags of all commands:\n\n";
     table(text, plugin.get_arguments());
     let common = plugin.find_subcommand("status").unwrap();
-    *text +=
-        "\nFlags of all but `who` and `fleet`; other arguments are those of netdp's command:\n\n";
+    *text += "\nFlags of all but `fleet`; `who` has the `--agent-…` flags only. Other arguments are those of \
+         netdp's command:\n\n";
     table(text, common.get_arguments());
     for name in ["who", "fleet", "support-bundle"] {
         let command = plugin.find_subcommand(name).unwrap();
-        let is_common = |arg: &&Arg| common.get_arguments().any(|it| it.get_id() == arg.get_id());
+        let is_common = |arg: &&Arg| {
+            let is_same = |it: &Arg| it.get_id() == arg.get_id() && it.get_help() == arg.get_help();
+            common.get_arguments().any(is_same)
+        };
         let _ = write!(text, "\nOf `kubectl netdp {name}`:\n\n");
         table(text, command.get_arguments().filter(|arg| !is_common(arg)));
     }

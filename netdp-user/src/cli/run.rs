@@ -112,7 +112,7 @@ pub(super) struct Run {
     /// How to attach programs.
     #[arg(long, value_enum, default_value_t = Mechanism::Auto)]
     attach: Mechanism,
-    /// Where names of pods come from, for netdp flows.
+    /// Where names of pods come from: in commands, metrics, the page and the NAT log.
     #[arg(long, value_enum, default_value_t = PodNames::Auto)]
     pod_names: PodNames,
     #[command(flatten)]

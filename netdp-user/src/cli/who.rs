@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 #[derive(Debug, Args)]
-#[command(after_help = "Exit status: 0 one pod, 1 nobody, 2 it can't be told.
+#[command(after_help = "Exit status: 0 one pod, 1 nobody, 2 unknown.
 
 Examples:
   netdp who 10.1.0.10:44216

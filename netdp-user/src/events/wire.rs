@@ -1,5 +1,5 @@
-//! What is said over the agent's socket: lines of JSON in both directions. Both ends are netdp; of
-//! another version at most while it is upgraded.
+//! What is said over the agent's socket: lines of JSON in both directions. Both sides are netdp;
+//! their versions differ only during an upgrade.
 
 use super::{Event, Kind, LostOfKind};
 use serde::{Deserialize, Serialize};

@@ -12,7 +12,7 @@ impl Source for EventCounters {
             let kind = kind.name();
             samples.count(EVENTS, &[kind], seen);
             let causes = [
-                ("limit", lost.limited),
+                ("limited", lost.limited),
                 ("full", lost.full),
                 ("reader", lost.reader),
             ];

@@ -182,7 +182,7 @@ metrics! {
     EVENTS "netdp_events_total" Counter ["kind"] 6 Maps
         "Events while netdp monitor listened to their kind; end, config and finding begin with the agent's process.";
     EVENTS_LOST "netdp_events_lost_total" Counter ["kind", "cause"] 18 Maps
-        "Events that were not shown: over the rate (limit), no room (full), a listener that did not read (reader).";
+        "Events that were not shown: over the rate (limited), no room (full), a listener that did not read (reader).";
     NAT_LOG_RECORDS "netdp_nat_log_records_total" Counter ["event"] 7 Agent
         "Records of the NAT log that were written, by event; only where it is on.";
     NAT_LOG_LOST "netdp_nat_log_lost_total" Counter ["cause"] 4 Agent

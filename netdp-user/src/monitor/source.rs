@@ -155,7 +155,7 @@ impl Socket {
                 socket.rate = rate;
                 Ok(Some(socket))
             }
-            Some(Reply::Error { text }) => bail!("the agent passes no events on: {text}"),
+            Some(Reply::Error { text }) => bail!("the agent refused: {text}"),
             _ => bail!("the agent does not answer at {}", path.display()),
         }
     }
@@ -226,7 +226,7 @@ impl Socket {
         };
         let line = rest.get(..end).unwrap_or_default();
         let reply = serde_json::from_slice(line)
-            .context("the agent is of another version: its events can't be read")?;
+            .context("the agent has another version: its events can't be read")?;
         self.taken += end + 1;
         Ok(Some(reply))
     }

@@ -226,7 +226,7 @@ fn events_are_shown_as_they_happen() -> Result<()> {
     let counted = metric(&world, "netdp_events_total{kind=\"drop\"}")?;
     assert_eq!(counted, dropped);
     assert_eq!(metric(&world, "netdp_events_total{kind=\"end\"}")?, "1");
-    let lost = "netdp_events_lost_total{kind=\"drop\",cause=\"limit\"}";
+    let lost = "netdp_events_lost_total{kind=\"drop\",cause=\"limited\"}";
     assert_eq!(metric(&world, lost)?, "0");
     let lines = json.end()?;
     for kind in ["begin", "end", "refused", "drop", "config"] {

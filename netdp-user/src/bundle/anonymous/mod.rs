@@ -1,5 +1,5 @@
-//! Texts in which pods, namespaces, nodes, hosts and addresses are replaced, each by the same other
-//! one of its kind throughout a bundle.
+//! Replaces pods, namespaces, nodes, hosts and addresses in texts, each by the same substitute throughout
+//! a bundle.
 
 mod address;
 
