@@ -90,15 +90,12 @@ impl Agent {
         let Some(datapath) = self.engine.as_datapath() else {
             return;
         };
+        // The first fault is reported.
         let mut fault = datapath.check_hooks().err();
         let mut passed = BTreeMap::new();
         for uplink in self.applied.uplinks.values() {
-            let checked = match &fault {
-                None => datapath.self_check(&self.config, uplink, &self.applied.local, families),
-                // The first fault is reported.
-                Some(_) => Ok(()),
-            };
-            passed.insert(uplink.name.clone(), fault.is_none() && checked.is_ok());
+            let checked = datapath.self_check(&self.config, uplink, &self.applied.local, families);
+            passed.insert(uplink.name.clone(), checked.is_ok());
             fault = fault.or(checked.err());
         }
         self.publisher.passed = passed;

@@ -15,7 +15,7 @@ use crate::private;
 use crate::programs::Program;
 use crate::{format, programs, terminal, time};
 use anonymous::Anonymiser;
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -56,8 +56,9 @@ pub(crate) fn make(options: &Options<'_>) -> Result<()> {
     let own = programs::own()?;
     let mut parts = parts::collect(&Source { options, own });
     for part in &mut parts {
-        if let Ok(text) = &mut part.content {
-            *text = secrets::without(text);
+        match &mut part.content {
+            Ok(text) => *text = secrets::without(text),
+            Err(err) => *err = anyhow!(secrets::without(&format!("{err:#}"))),
         }
     }
     if options.anonymous {

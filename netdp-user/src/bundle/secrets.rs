@@ -1,15 +1,20 @@
 //! A second line of defence: what looks like a credential is taken out of every part, although no part
 //! reads any.
 
+use std::ops::Range;
+
 /// Stands for what was taken out.
 const REMOVED: &str = "(removed)";
 
-/// Word after which a credential comes (RFC 6750).
-const INTRODUCTION: &str = "bearer";
+/// Words after which a credential comes: RFC 6750, and RFC 7617 after the header's name.
+const BEARER: &str = "bearer";
+const BASIC: [&str; 2] = ["authorization:", "basic"];
 
 /// Parts of names whose value is a credential, where `=` or `:` follows.
-const NAMED: [&str; 6] = [
+const NAMED: [&str; 8] = [
     "password",
+    "secret",
+    "clientsecret",
     "passwd",
     "secret_key",
     "access_key",
@@ -80,7 +85,7 @@ fn without_credentials(text: &str) -> String {
 
 fn of_line(line: &str) -> String {
     let mut out = String::with_capacity(line.len());
-    let mut follows = false;
+    let (mut follows, mut last) = (false, String::new());
     for word in line.split_inclusive(is_space) {
         let body = word.trim_end_matches(is_space);
         let space = &word[body.len()..];
@@ -93,11 +98,19 @@ fn of_line(line: &str) -> String {
             out.push_str(REMOVED);
         } else if let Some(at) = named(&lower) {
             out.push_str(&body[..at]);
+            if at < body.len() {
+                out.push_str(REMOVED);
+            }
+        } else if let Some(user) = user_information(body) {
+            out.push_str(&body[..user.start]);
             out.push_str(REMOVED);
+            out.push_str(&body[user.end..]);
         } else {
             out.push_str(body);
         }
-        follows = lower.ends_with(INTRODUCTION);
+        let is_basic = [last.as_str(), lower.as_str()] == BASIC;
+        follows = lower.ends_with(BEARER) || is_basic || named(&lower) == Some(body.len());
+        last = lower;
         out.push_str(space);
     }
     out
@@ -118,9 +131,22 @@ fn is_jwt(word: &str) -> bool {
 /// Returns the place of the value in `password=…`.
 fn named(word: &str) -> Option<usize> {
     let at = word.find(['=', ':'])?;
-    let has_value = word.len() > at + 1;
-    let names = NAMED.iter().any(|name| word[..at].ends_with(name));
-    (names && has_value).then_some(at + 1)
+    is_name(&word[..at]).then_some(at + 1)
+}
+
+/// Reports whether a name, with or without quotes, is that of a credential.
+fn is_name(name: &str) -> bool {
+    let name = name.trim_matches(['"', '\'', '\\', '{', ',']);
+    NAMED.iter().any(|known| name.ends_with(known))
+}
+
+/// Returns the part of `scheme://user:password@host` from `user` to `password`.
+fn user_information(word: &str) -> Option<Range<usize>> {
+    let begin = word.find("://")? + 3;
+    let rest = &word[begin..];
+    let authority = &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())];
+    let at = authority.rfind('@')?;
+    authority[..at].contains(':').then_some(begin..begin + at)
 }
 
 #[cfg(test)]
@@ -143,6 +169,22 @@ mod tests {
             (
                 "db_password=hunter2 rest".into(),
                 "db_password=(removed) rest",
+            ),
+            (
+                "password: hunter2 rest\n".into(),
+                "password: (removed) rest\n",
+            ),
+            (
+                "{\"client_secret\": \"hunter2\", \"n\": 1}".into(),
+                "{\"client_secret\": (removed) \"n\": 1}",
+            ),
+            (
+                "see https://user:hunter2@example.com/x".into(),
+                "see https://(removed)@example.com/x",
+            ),
+            (
+                "Authorization: Basic aHVudGVyMg==".into(),
+                "Authorization: Basic (removed)",
             ),
             (
                 "a\n-----BEGIN RSA PRIVATE KEY-----\nMIIE\nabc\n-----END RSA PRIVATE KEY-----\nb\n"
@@ -176,7 +218,7 @@ mod tests {
 
     #[test]
     fn everything_else_stays() {
-        let given = "{\n  \"password\": 1,\n  \"tokens\": \"x\"\n}\n -A POSTROUTING -s 10.0.0.0/8\n\
+        let given = "{\n  \"passwords\": 1,\n  \"tokens\": \"x\"\n}\n -A POSTROUTING -s 10.0.0.0/8\n\
                      basic rules, the bearers\n";
         assert_eq!(without(given), given);
     }

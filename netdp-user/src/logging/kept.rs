@@ -90,7 +90,12 @@ impl Files {
         let added = line.len() as u64;
         if self.size + added > LARGEST && self.size > 0 {
             let renamed = fs::rename(&self.path, &self.older);
-            let anew = renamed.and_then(|()| private::create(&self.path));
+            let anew = renamed.and_then(|()| {
+                private::create(&self.path).inspect_err(|_| {
+                    // Otherwise what is kept would be under the other name, and be emptied below.
+                    let _ = fs::rename(&self.older, &self.path);
+                })
+            });
             if let Ok(file) = anew {
                 (self.file, self.size) = (file, 0);
             } else if self.file.set_len(0).is_ok() && self.file.rewind().is_ok() {

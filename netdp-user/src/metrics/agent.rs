@@ -9,6 +9,7 @@ use super::table::{
 use super::{Source, float, lock};
 use crate::codes::Code;
 use crate::report::UplinkReport;
+use crate::time;
 use anyhow::Result;
 use prometheus_client::metrics::histogram::Histogram;
 use std::collections::BTreeMap;
@@ -90,7 +91,8 @@ pub(crate) struct AgentState {
     kernel: String,
     published: Mutex<Option<Published>>,
     apply: Histogram,
-    /// Time of the API's last answer, in seconds since 1970; 0 if there was none.
+    /// Time of the last answer about what is followed, in seconds since 1970; before the first, that of
+    /// the agent's start.
     heard: Arc<AtomicU64>,
 }
 
@@ -102,7 +104,7 @@ impl AgentState {
             kernel: kernel.trim().to_owned(),
             published: Mutex::new(None),
             apply: Histogram::new(DURATIONS),
-            heard: Arc::default(),
+            heard: Arc::new(AtomicU64::new(time::now())),
         }
     }
 
@@ -144,8 +146,8 @@ impl Source for AgentState {
         samples.gauge(FOREIGN, &["conflict"], float(state.conflicts as u64));
         samples.gauge(FOREIGN, &["harmless"], float(state.harmless as u64));
         samples.gauge(API, &[], flag(state.follows_api));
-        let heard = self.heard.load(Ordering::Relaxed);
-        if state.follows_api && heard != 0 {
+        if state.follows_api {
+            let heard = self.heard.load(Ordering::Relaxed);
             samples.gauge(API_HEARD, &[], float(heard));
         }
         if let Some(addresses) = state.local_addrs {

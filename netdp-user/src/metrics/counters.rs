@@ -10,13 +10,18 @@ use nix::net::if_::if_indextoname;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Label of all interfaces without a number of their own. No label of another interface: brackets
 /// are unusual, and equal names are added up.
 const OTHERS: &str = "(other)";
 
 /// The pinned counters.
-pub(crate) struct PinnedCounters(Mutex<Maps>);
+pub(crate) struct PinnedCounters {
+    maps: Mutex<Maps>,
+    /// Mappings that kept their pod's port, as last told.
+    kept: AtomicU64,
+}
 
 impl PinnedCounters {
     /// Opens the maps pinned below `bpffs`.
@@ -24,13 +29,16 @@ impl PinnedCounters {
     /// # Errors
     /// Returns an error if a map is missing or has another type or size.
     pub(crate) fn open(bpffs: &Path) -> Result<Self> {
-        Ok(Self(Mutex::new(Maps::open(bpffs)?)))
+        Ok(Self {
+            maps: Mutex::new(Maps::open(bpffs)?),
+            kept: AtomicU64::new(0),
+        })
     }
 }
 
 impl Source for PinnedCounters {
     fn collect(&self, samples: &mut Samples) -> Result<()> {
-        let maps = lock(&self.0);
+        let maps = lock(&self.maps);
         // Before the counters: a number that is given to another interface meanwhile begins at 0.
         let mut names = BTreeMap::from([(0, OTHERS.to_owned())]);
         for ifindex in maps.interfaces()? {
@@ -55,7 +63,9 @@ impl Source for PinnedCounters {
         samples.count(ICMP_ERRORS, &[], sum.errors_translated);
         samples.count(FRAGMENTS, &[], sum.fragments_held);
         samples.count(CREATED, &[], sum.mappings_created);
+        // A mapping is counted before its changed port: what was read in between must not shrink.
         let kept = sum.mappings_created.saturating_sub(sum.ports_changed);
+        let kept = self.kept.fetch_max(kept, Ordering::Relaxed).max(kept);
         let refused = sum.drops.get(DropReason::NoFreePort);
         samples.count(ALLOCATIONS, &["kept"], kept);
         samples.count(ALLOCATIONS, &["changed"], sum.ports_changed);

@@ -117,7 +117,10 @@ impl Metrics {
     fn text(&self) -> Result<String> {
         let mut samples = Samples::default();
         for source in &*lock(&self.sources) {
-            source.collect(&mut samples)?;
+            // The others are needed all the more.
+            if let Err(err) = source.collect(&mut samples) {
+                log::warn!("metrics: {err:#}");
+            }
         }
         Ok(samples.into_text()?)
     }

@@ -147,7 +147,7 @@ impl Pods {
                 sum.began += change.began;
                 sum.sent += sent;
                 sum.received += received;
-                if live.mappings > 0 {
+                if live.mappings > 0 || change.began > 0 {
                     sum.seen = now;
                 }
             }

@@ -178,7 +178,7 @@ metrics! {
     API "netdp_api_followed" Gauge [] 1 Agent
         "1 if the agent follows the Kubernetes API.";
     API_HEARD "netdp_api_last_heard_timestamp_seconds" Gauge [] 1 Agent
-        "Time of the API's last answer; only where it is followed, and has answered.";
+        "Time of the API's last answer about what is followed, or of the agent's start before the first; only where it is followed.";
     EVENTS "netdp_events_total" Counter ["kind"] 6 Maps
         "Events while netdp monitor listened to their kind; end, config and finding begin with the agent's process.";
     EVENTS_LOST "netdp_events_lost_total" Counter ["kind", "cause"] 18 Maps

@@ -211,8 +211,8 @@ impl LogThrottle {
 
     /// Records that a request of this part succeeded.
     pub(crate) fn record_success(&self, user: ApiUser) {
-        // A client that could be made has not asked anything yet.
-        if user != ApiUser::Client {
+        // What is written says nothing about what is followed.
+        if matches!(user, ApiUser::Watch(_)) {
             self.heard.store(time::now(), Ordering::Relaxed);
         }
         self.log(|state| state.record_success(user, Instant::now()));
