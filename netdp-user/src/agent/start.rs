@@ -99,6 +99,10 @@ impl Agent {
         } else {
             networks.api = AutoApi::NotFollowed;
         }
+        let mut reach = reach::Reach::after(&state_dir);
+        if engine.as_ebpf().is_some() {
+            reach.catch_up(&options.bpffs, &state_dir);
+        }
         let ready_file = options.ready_file.clone();
         let on_reload = options.setup.on_reload;
         let memory = Memory::recall(&state_dir);
@@ -125,7 +129,7 @@ impl Agent {
             attached: Vec::new(),
             memory,
             engine,
-            reach: reach::Reach::after(&state_dir),
+            reach,
             for_room: for_room::ForRoom::default(),
             state_dir,
             snapshot: Snapshot::default(),

@@ -9,6 +9,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Read, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 /// When the file is rotated, and how many are kept.
@@ -171,6 +172,9 @@ pub(super) fn tidy(path: PathBuf, keep: usize) {
 }
 
 fn compress_all(path: &Path, keep: usize) -> io::Result<()> {
+    // Two at once would write and remove each other's files.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     for rotated in rotated(path)? {
         if !has_end(&rotated, COMPRESSED) {
             compress(&rotated)?;

@@ -70,7 +70,7 @@ impl Target {
     ///
     /// # Errors
     /// Returns an error that says what to change.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         let Some(dir) = self.file().and_then(Path::parent) else {
             return Ok(());
         };

@@ -55,17 +55,25 @@ struct Saved {
     schema: u32,
     /// All claims.
     claims: Vec<Claim>,
+    /// True if the API has told them: the cache knows less.
+    #[serde(default)]
+    from_api: bool,
 }
 
 impl Saved {
     const SCHEMA: u32 = 1;
 }
 
+/// Reads what an agent saved last; `None` if there is nothing that can be understood.
+fn read_saved(state_dir: &StateDir) -> Option<Saved> {
+    let saved = state_dir.read_json::<Saved>(FILE).ok();
+    saved.filter(|saved| saved.schema == Saved::SCHEMA)
+}
+
 /// Reads the index that an agent saved last; an empty one if there is none that can be understood.
 fn saved(state_dir: &StateDir) -> Index {
-    let saved = state_dir.read_json::<Saved>(FILE).ok();
-    let saved = saved.filter(|saved| saved.schema == Saved::SCHEMA);
-    saved.into_iter().flat_map(|saved| saved.claims).collect()
+    let saved = read_saved(state_dir).into_iter();
+    saved.flat_map(|saved| saved.claims).collect()
 }
 
 /// The names of pods, as a command knows them.
@@ -81,8 +89,10 @@ impl Names {
     /// there are no names.
     pub(crate) fn load(cni_dir: &Path, state_dir: &StateDir) -> Self {
         let now = cache::milliseconds(SystemTime::now());
-        let mut index = saved(state_dir);
-        if let Ok(found) = cache::read(cni_dir) {
+        let saved = read_saved(state_dir);
+        let from_api = saved.as_ref().is_some_and(|saved| saved.from_api);
+        let mut index: Index = (saved.into_iter()).flat_map(|saved| saved.claims).collect();
+        if !from_api && let Ok(found) = cache::read(cni_dir) {
             index.refresh(found, now, u64::MAX);
         }
         Self { index, now }
@@ -156,6 +166,7 @@ mod tests {
         let saved = Saved {
             schema: Saved::SCHEMA,
             claims: vec![gone],
+            from_api: false,
         };
         state.write_json(FILE, &saved).unwrap();
         let names = Names::load(cni.path(), &state);

@@ -222,6 +222,7 @@ impl Follower {
         let saved = Saved {
             schema: Saved::SCHEMA,
             claims,
+            from_api: self.api.is_some(),
         };
         self.state_dir.write_json(FILE, &saved)
     }

@@ -1,6 +1,6 @@
 //! Reading of the counts from the pinned maps.
 
-use super::counts::{Counts, Observed, network};
+use super::counts::{Counts, Observed, Packets, network};
 use super::window::Window;
 use crate::datapath;
 use crate::state_dir::StateDir;
@@ -13,26 +13,26 @@ use std::path::Path;
 ///
 /// # Errors
 /// Returns an error if a map can't be opened or read.
-pub(crate) fn read(bpffs: &Path) -> Result<Option<Observed>> {
+pub(crate) fn read(bpffs: &Path) -> Result<Option<(Observed, Packets)>> {
     let mut observed = Observed::new();
     // Pairs first: what leaves meanwhile is then rather an attempt than a further packet.
-    let mut packets = Observed::new();
+    let mut packets = Packets::new();
     datapath::for_each_pair(bpffs, |pair| {
-        let counts = packets.entry(network(pair.peer.into())).or_default();
-        counts.pod_packets += pair.hits.packets;
+        let of_network = packets.entry(network(pair.peer.into())).or_default();
+        *of_network.entry(pair.epoch).or_default() += pair.hits.packets;
     })?;
     let is_there = datapath::for_each_reach(bpffs, |first, reach| {
         let network = network(first);
         let counts = Counts {
             pod_new: reach.pod_new.into(),
             pod_answered: reach.pod_answered.into(),
-            pod_packets: packets.get(&network).map_or(0, |it| it.pod_packets),
+            pod_packets: packets.get(&network).map_or(0, |it| it.values().sum()),
             node_new: reach.node_new.into(),
             node_answered: reach.node_answered.into(),
         };
         observed.insert(network, counts);
     })?;
-    Ok(is_there.then_some(observed))
+    Ok(is_there.then_some((observed, packets)))
 }
 
 /// Returns the counts of the last minutes: what an agent has saved, and what was counted since.
@@ -41,8 +41,8 @@ pub(crate) fn read(bpffs: &Path) -> Result<Option<Observed>> {
 /// Returns an error if either can't be read.
 pub(crate) fn lately(bpffs: &Path, dir: &StateDir) -> Result<Observed> {
     let mut window = Window::read(dir)?;
-    if let Some(observed) = read(bpffs)? {
-        window.observe(now(), observed);
+    if let Some((observed, packets)) = read(bpffs)? {
+        window.observe(now(), observed, packets);
     }
     Ok(window.sums(window.at))
 }

@@ -110,6 +110,10 @@ pub(super) fn start(options: &RunOptions) -> Result<Engine> {
 }
 
 fn load(options: &RunOptions) -> Result<Datapath> {
+    // Before anything is pinned.
+    if let Some(log) = &options.nat_log {
+        log.target.check()?;
+    }
     let state_dir = StateDir::at(&options.state_dir);
     let mut setup = options.setup.clone();
     setup.secret = state_dir.secret()?;

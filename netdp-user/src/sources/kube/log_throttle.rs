@@ -212,7 +212,7 @@ impl LogThrottle {
     /// Records that a request of this part succeeded.
     pub(crate) fn record_success(&self, user: ApiUser) {
         // What is written says nothing about what is followed.
-        if matches!(user, ApiUser::Watch(_)) {
+        if matches!(user, ApiUser::Watch(watch) if watch != WatchId::Pods) {
             self.heard.store(time::now(), Ordering::Relaxed);
         }
         self.log(|state| state.record_success(user, Instant::now()));

@@ -118,6 +118,11 @@ impl NodePod {
     }
 }
 
+/// Returns the time, in milliseconds since 1970.
+fn now() -> u64 {
+    u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default()
+}
+
 /// Claims of each pod, by namespace and name.
 type ByPod = BTreeMap<(String, String), Vec<Claim>>;
 
@@ -183,7 +188,14 @@ impl ObjectStore<NodePod> for PodStore {
     }
 
     fn apply(&mut self, pod: NodePod) -> Result<(), ApiError> {
-        let claims = pod.claims(&self.node);
+        let mut claims = pod.claims(&self.node);
+        // A pod starts before it gets its address.
+        let known = self.pods.get(&pod.key());
+        for claim in &mut claims {
+            let mut before = known.into_iter().flatten();
+            let before = before.find(|it| it.address == claim.address && it.uid == claim.uid);
+            claim.from = before.map_or_else(now, |it| it.from).max(claim.from);
+        }
         if self.pods.get(&pod.key()) != Some(&claims) {
             self.pods.insert(pod.key(), claims);
             self.check(self.pods.len())?;

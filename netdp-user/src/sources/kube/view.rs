@@ -247,7 +247,10 @@ impl Shared {
                 of_nodes: state.nodes.networks.clone(),
                 of_services: state.services.networks.clone(),
                 no_services: state.no_services,
-                problem: state.errors.values().next().map(|t| t.text.clone()),
+                // Names of pods are no part of the configuration; the log reports them.
+                problem: (state.errors.iter())
+                    .find(|(watch, _)| **watch != WatchId::Pods)
+                    .map(|(_, error)| error.text.clone()),
                 refused: !is_complete && ConfigMapSelection::ALL.iter().any(is_denied),
             }
         };
