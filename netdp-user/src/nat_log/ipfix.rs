@@ -103,8 +103,8 @@ pub(super) struct Ipfix {
     /// Data records that were sent before (RFC 7011 3.1).
     sequence: u32,
     templates_at: Option<Instant>,
-    /// The last message, as long as an error about it may come.
-    last: Vec<u8>,
+    /// The messages since the last time that none of them was answered by an error.
+    unsettled: Vec<Vec<u8>>,
     is_failing: bool,
 }
 
@@ -119,7 +119,7 @@ impl Ipfix {
             socket: None,
             sequence: 0,
             templates_at: None,
-            last: Vec::new(),
+            unsettled: Vec::new(),
             is_failing: false,
         }
     }
@@ -127,14 +127,12 @@ impl Ipfix {
     /// Sends sessions. Returns how many of them were sent.
     ///
     /// # Errors
-    /// Returns an error if the last message did not arrive: it is sent again first with the next call.
+    /// Returns an error if a message did not arrive: those that are not settled are sent again first with
+    /// the next call, so that records may come twice.
     pub fn write(&mut self, sessions: &[Session<'_>]) -> Result<usize, (usize, io::Error)> {
         let mut sent = 0;
         if self.is_failing {
-            let last = std::mem::take(&mut self.last);
-            self.send(last).map_err(|err| (0, err))?;
-            self.settle().map_err(|err| (0, err))?;
-            self.is_failing = false;
+            self.send_again().map_err(|err| (0, err))?;
         }
         while let Some(rest) = sessions.get(sent..).filter(|rest| !rest.is_empty()) {
             let (message, records) = self.message(rest);
@@ -147,11 +145,34 @@ impl Ipfix {
         Ok(sent)
     }
 
-    /// Waits for an error about what was sent last, and returns it.
+    /// Waits for an error about what was sent, and returns it. After an error everything that is not settled
+    /// is sent again.
     ///
     /// # Errors
     /// Returns an error if there is nobody at the collector's address and port.
     pub fn settle(&mut self) -> io::Result<()> {
+        if self.is_failing {
+            return self.send_again();
+        }
+        self.await_error()?;
+        self.unsettled.clear();
+        Ok(())
+    }
+
+    /// Sends what is not settled once more, and settles it.
+    fn send_again(&mut self) -> io::Result<()> {
+        let messages = std::mem::take(&mut self.unsettled);
+        let sent = (messages.iter()).try_for_each(|message| self.send(message.clone()));
+        if let Err(err) = sent.and_then(|()| self.await_error()) {
+            self.unsettled = messages;
+            return Err(err);
+        }
+        self.unsettled.clear();
+        self.is_failing = false;
+        Ok(())
+    }
+
+    fn await_error(&mut self) -> io::Result<()> {
         let Some(socket) = &self.socket else {
             return Ok(());
         };
@@ -160,12 +181,13 @@ impl Ipfix {
             None => Ok(()),
             Some(err) => {
                 self.is_failing = true;
+                self.templates_at = None;
                 Err(err)
             }
         }
     }
 
-    /// Sends a message, and keeps it in case it does not arrive.
+    /// Sends a message, and keeps it until it is settled.
     fn send(&mut self, message: Vec<u8>) -> io::Result<()> {
         let connected = match &self.socket {
             Some(socket) => socket,
@@ -173,14 +195,11 @@ impl Ipfix {
         };
         match connected.send(&message) {
             Ok(_) => {
-                self.last = message;
+                self.unsettled.push(message);
                 Ok(())
             }
             Err(err) => {
-                // The error may be about the message before, which is kept then.
-                if self.last.is_empty() {
-                    self.last = message;
-                }
+                // The error may be about a message before, which is kept.
                 self.is_failing = true;
                 self.templates_at = None;
                 Err(err)

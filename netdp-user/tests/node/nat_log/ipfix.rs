@@ -68,6 +68,7 @@ fn tshark_decodes_every_field() -> Result<()> {
             "--nat-log-destinations",
             "--timeout=tcp-closing=2s",
             "--timeout=udp-lookup=2s",
+            "--timeout=udp-replied=2s",
         ],
     )?;
     let _echo = Echo::start(&world.far)?;
