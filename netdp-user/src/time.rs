@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use netdp_common::flow::TICK_SHIFT;
 use nix::time::{ClockId, clock_gettime};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Formats seconds in the two most significant units.
 pub(crate) fn pretty(seconds: u64) -> String {
@@ -29,8 +29,16 @@ pub(crate) fn ticks() -> Result<u32> {
 
 /// Returns the current time in seconds since 1970.
 pub(crate) fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or(Duration::ZERO)
-        .as_secs()
+    now_milliseconds() / 1000
+}
+
+/// Returns the current time in milliseconds since 1970.
+pub(crate) fn now_milliseconds() -> u64 {
+    milliseconds(SystemTime::now())
+}
+
+/// Converts a time to milliseconds since 1970; 0 if it is before.
+pub(crate) fn milliseconds(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -218,6 +218,15 @@ pub struct Pair {
     pub rule: u32,
     /// Packets of the pod that hit the pair, and are not in `rule_hits` yet.
     pub hits: Traffic,
-    /// Padding, always zero.
-    pub pad: u64,
+    /// Packets that hit the same pair in earlier epochs.
+    pub earlier: u64,
+}
+
+impl Pair {
+    /// Returns the packets that have hit it in all epochs, as far as it has stayed in its slot.
+    #[inline(always)]
+    #[must_use]
+    pub const fn packets(&self) -> u64 {
+        self.earlier.wrapping_add(self.hits.packets)
+    }
 }

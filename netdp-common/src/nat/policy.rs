@@ -139,12 +139,13 @@ pub(super) fn bypass<E: Env>(env: &E, pod: &Addr, peer: &Addr, rule: u32) -> boo
     true
 }
 
-/// Puts another pair of a pod and a peer into a slot. The hits of the one that was there go to its
-/// rule.
+/// Puts another pair of a pod and a peer, or the same one in another epoch, into a slot. The hits of the
+/// one that was there go to its rule.
 #[inline(always)]
 fn replace<E: Env>(env: &E, pair: PairSlot, (pod, peer): (&Addr, &Addr), epoch: u32, rule: u32) {
+    let earlier = pair.packets_between(pod, peer);
     if let Some((rule, hits)) = pair.take_hits() {
         env.add_rule_hits(rule, &hits, 0);
     }
-    pair.set(pod, peer, epoch, rule);
+    pair.set(pod, peer, epoch, rule, earlier);
 }

@@ -227,6 +227,7 @@ fn pairs_count_while_they_are_no_hits() {
         fake.settings.flags |= SETTING_BYPASS_CACHE_VALID;
         assert_eq!(fake.out(&another(&net, 3)), Seen::Pass);
         assert_eq!(fake.pairs()[0].hits.packets, 1);
+        assert_eq!(fake.pairs()[0].packets(), 4);
         assert_eq!(fake.rule_hits.borrow()[&0].bypassed.packets, 3);
     }
 }

@@ -38,15 +38,6 @@ impl Reach {
         }
     }
 
-    /// Reads what was counted while no agent ran: pairs of this agent's epoch replace those that counted
-    /// it.
-    pub(super) fn catch_up(&mut self, bpffs: &Path, dir: &StateDir) {
-        let now = now();
-        if let Err(err) = self.observe(bpffs, dir, now) {
-            self.record_fault(Some(format!("{err:#}")));
-        }
-    }
-
     /// Reports whether it is time to read the counts. A clock that was set back makes no gap.
     const fn is_due(&self, now: u64) -> bool {
         now < self.read_at || now - self.read_at >= EVERY_SECONDS
@@ -54,8 +45,8 @@ impl Reach {
 
     /// Adds what the programs have counted, and saves the window.
     fn observe(&mut self, bpffs: &Path, dir: &StateDir, now: u64) -> Result<()> {
-        let (observed, packets) = reach::read(bpffs)?.unwrap_or_default();
-        if self.window.observe(now, observed, packets) {
+        let observed = reach::read(bpffs)?.unwrap_or_default();
+        if self.window.observe(now, observed) {
             self.window.save(dir)?;
         }
         Ok(())

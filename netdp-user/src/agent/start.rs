@@ -99,10 +99,6 @@ impl Agent {
         } else {
             networks.api = AutoApi::NotFollowed;
         }
-        let mut reach = reach::Reach::after(&state_dir);
-        if engine.as_ebpf().is_some() {
-            reach.catch_up(&options.bpffs, &state_dir);
-        }
         let ready_file = options.ready_file.clone();
         let on_reload = options.setup.on_reload;
         let memory = Memory::recall(&state_dir);
@@ -129,7 +125,7 @@ impl Agent {
             attached: Vec::new(),
             memory,
             engine,
-            reach,
+            reach: reach::Reach::after(&state_dir),
             for_room: for_room::ForRoom::default(),
             state_dir,
             snapshot: Snapshot::default(),

@@ -5,13 +5,13 @@ use super::counters::Reading;
 use super::{Options, Part, Source, kernel, network};
 use crate::datapath::Refusal;
 use crate::logging;
+use crate::machine;
 use crate::state_dir::StateDir;
 use crate::{pods, programs};
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::fs;
 use std::time::Duration;
 
 /// Limit of the output of one part, in bytes: a bundle is made in the agent's container.
@@ -259,10 +259,9 @@ pub(super) fn names(options: &Options<'_>) -> Names {
 
 /// Returns the node's name.
 pub(super) fn hostname() -> Option<String> {
-    let name = fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
-    let name = name.trim();
+    let name = machine::name();
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
-    (!name.is_empty() && name.chars().all(is_plain)).then(|| name.to_owned())
+    (!name.is_empty() && name.chars().all(is_plain)).then_some(name)
 }
 
 #[cfg(test)]

@@ -153,12 +153,17 @@ pub struct Rule {
     pub also: Vec<Origin>,
 }
 
+/// Reports whether a prefix is that of a link-local rule (`masqLinkLocal`), which is no default.
+pub(crate) fn is_link_local(prefix: &IpNet) -> bool {
+    [defaults::LINK_LOCAL_V4, defaults::LINK_LOCAL_V6].contains(prefix)
+}
+
 impl Rule {
     /// Reports whether the rule is of the built-in list, which counts while no document has its own.
     pub(crate) fn is_default(&self) -> bool {
-        let is_link_local =
-            [defaults::LINK_LOCAL_V4, defaults::LINK_LOCAL_V6].contains(&self.prefix);
-        self.action == RuleAction::Bypass && self.origin == Origin::BuiltIn && !is_link_local
+        self.action == RuleAction::Bypass
+            && self.origin == Origin::BuiltIn
+            && !is_link_local(&self.prefix)
     }
 
     /// Reports whether the rule bypasses networks of the cluster that no document lists.

@@ -17,13 +17,14 @@ use crate::cli::output;
 use crate::datapath::{self, Maps};
 use crate::pods::{Names, Owner};
 use crate::state_dir::StateDir;
+use crate::time::now_milliseconds;
 use anyhow::Result;
 use netdp_common::flow::TICK_SHIFT;
 use netdp_common::layout::{Addr, Tuple};
 use std::io::{IsTerminal as _, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 pub(crate) use filter::{Endpoint, Filter, Idle, PodFilter, parse_protocol};
 pub(crate) use list::Sort;
@@ -130,7 +131,7 @@ pub(crate) fn write(
         options,
         names: Timed {
             names: &Names::load(&options.cni_dir, state_dir),
-            at: now(),
+            at: now_milliseconds(),
         },
     };
     look.print(out)
@@ -174,12 +175,6 @@ impl Look<'_> {
         }
         Ok(())
     }
-}
-
-/// Returns the current time in milliseconds since 1970.
-fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Formats an address with its port or ICMP identifier.

@@ -194,7 +194,7 @@ impl<'a> Walk<'a> {
             "-m" | "-j" | "-g" | "--comment" | "--to-destination" | "--random" | "--persistent" => {
                 Some(!option.inverted)
             }
-            "-p" => Some(is_protocol(option.value(), *protocol)),
+            "-p" => Some(option.is_protocol(*protocol)),
             "-s" => Some(option.net()?.contains(&(*src)?)),
             "-d" => Some(option.net()?.contains(&dst.ip())),
             "--dport" | "--dports" => Some(has_port(option.value(), dst.port())?),
@@ -203,18 +203,6 @@ impl<'a> Walk<'a> {
             }
             _ => None,
         }
-    }
-}
-
-/// Reports whether the name or the number of a protocol, as iptables-save writes it, is this number.
-fn is_protocol(text: &str, number: u8) -> bool {
-    match text {
-        "tcp" => number == 6,
-        "udp" => number == 17,
-        "sctp" => number == 132,
-        "icmp" => number == 1,
-        "ipv6-icmp" | "icmpv6" => number == 58,
-        other => other.parse() == Ok(number),
     }
 }
 

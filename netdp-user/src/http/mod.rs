@@ -132,32 +132,33 @@ pub(crate) struct Routes(BTreeMap<&'static str, Route>);
 impl Routes {
     /// Adds a path that is answered at once, on the thread of the server.
     pub(crate) fn quick(
-        mut self,
+        self,
         path: &'static str,
         answer: impl Fn(&Request) -> Response + Send + Sync + 'static,
     ) -> Self {
-        let answer = Arc::new(answer);
-        let route = Route {
-            refusal: None,
-            answer,
-            queue: None,
-        };
-        self.0.insert(path, route);
-        self
+        self.with(path, None, answer)
     }
 
     /// Adds a path whose answer may take long.
     pub(crate) fn slow(
-        mut self,
+        self,
         path: &'static str,
         queue: &Queue,
         answer: impl Fn(&Request) -> Response + Send + Sync + 'static,
     ) -> Self {
-        let answer = Arc::new(answer);
+        self.with(path, Some(queue.clone()), answer)
+    }
+
+    fn with(
+        mut self,
+        path: &'static str,
+        queue: Option<Queue>,
+        answer: impl Fn(&Request) -> Response + Send + Sync + 'static,
+    ) -> Self {
         let route = Route {
             refusal: None,
-            answer,
-            queue: Some(queue.clone()),
+            answer: Arc::new(answer),
+            queue,
         };
         self.0.insert(path, route);
         self

@@ -97,6 +97,18 @@ impl<'r> RuleOption<'r, '_> {
         values.join(" ")
     }
 
+    /// Reports whether the first value names a protocol, as iptables-save does: by name or number.
+    pub(crate) fn is_protocol(&self, number: u8) -> bool {
+        match self.value() {
+            "tcp" => number == 6,
+            "udp" => number == 17,
+            "sctp" => number == 132,
+            "icmp" => number == 1,
+            "ipv6-icmp" | "icmpv6" => number == 58,
+            other => other.parse() == Ok(number),
+        }
+    }
+
     /// Returns the first value as a prefix; `None` if it is neither that nor an address.
     pub(crate) fn net(&self) -> Option<IpNet> {
         parse_net(self.value()).ok()

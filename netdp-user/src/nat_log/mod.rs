@@ -17,8 +17,10 @@ mod target;
 mod writer;
 
 use crate::datapath::{EndedReports, Maps, SharedLog, Watch};
+use crate::machine;
 use crate::pods::{PodNameOptions, PodNames};
 use crate::state_dir::StateDir;
+use crate::time::now_milliseconds as now;
 use anyhow::{Context as _, Result};
 use netdp_common::flow::ticks32;
 use queue::{Event, Gap, Queue};
@@ -32,10 +34,9 @@ use writer::{NameCache, Writer};
 
 pub(crate) use counters::Counters;
 pub(crate) use file::{Rotation, reader, rotated};
-pub(crate) use queue::now;
 pub(crate) use record::{Kind, Record, text, time};
 pub(crate) use recorder::number;
-pub(crate) use state::{Clock, FILE, Saved, boot_id, note_off};
+pub(crate) use state::{Clock, FILE, Saved, note_off};
 pub(crate) use target::Target;
 
 /// Milliseconds before the last record of a log without state from which on records may be missing: longer
@@ -87,7 +88,7 @@ impl NatLog {
         let fresh = Saved {
             schema: Saved::SCHEMA,
             target: options.target.to_string(),
-            boot: boot_id()?,
+            boot: machine::boot_id()?,
             maps: maps.counts_id()?,
             clock: Clock::at(ticks, at),
             since: None,
@@ -112,7 +113,7 @@ impl NatLog {
             state.clock,
             (watch, state.lost, state.complete),
         )));
-        let node = node_name();
+        let node = machine::name();
         let sink = match &options.target {
             Target::File(path) => {
                 file::tidy(path.clone(), options.rotation.keep);
@@ -264,12 +265,6 @@ fn after(
         ..fresh
     };
     (state, why.map(|why| gap(known, why)).into_iter().collect())
-}
-
-/// Returns the node's name.
-fn node_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    name.trim().to_owned()
 }
 
 #[cfg(test)]

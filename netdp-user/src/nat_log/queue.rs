@@ -2,9 +2,10 @@
 
 use super::counters::{Cause, Counters};
 use crate::datapath::{EndedMapping, Identity};
+use crate::time::now_milliseconds as now;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// The most events that wait or are being written: 17 MiB.
 const CAPACITY: usize = 131_072;
@@ -83,12 +84,6 @@ pub(super) struct Queue {
     inner: Mutex<Inner>,
     wake: Condvar,
     pub counters: Arc<Counters>,
-}
-
-/// Returns the current time in milliseconds since 1970.
-pub(crate) fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Queue {

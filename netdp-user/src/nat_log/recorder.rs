@@ -1,9 +1,10 @@
 //! What is told of mappings becomes events, each once.
 
 use super::counters::Cause;
-use super::queue::{Event, Gap, Numbered, Queue, now};
+use super::queue::{Event, Gap, Numbered, Queue};
 use super::state::Clock;
 use crate::datapath::{EndedMapping, EndedReports, Identity, MappingLog, Watch};
+use crate::time::now_milliseconds as now;
 use netdp_common::layout::{Addr, Secret};
 use netdp_common::packet::siphash;
 use std::collections::{HashMap, HashSet, VecDeque};

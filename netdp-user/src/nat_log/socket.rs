@@ -1,6 +1,6 @@
 //! The log as lines to a Unix stream socket.
 
-use super::queue::now;
+use crate::time::now_milliseconds as now;
 use std::io::{self, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;

@@ -1,7 +1,7 @@
 //! What the next agent has to know of the log: one small file, whatever the number of mappings.
 
 use crate::state_dir::StateDir;
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use netdp_common::flow::TICK_SHIFT;
 use serde::{Deserialize, Serialize};
 
@@ -112,16 +112,6 @@ pub(crate) fn note_off(state_dir: &StateDir) {
             log::warn!("{err:#}");
         }
     }
-}
-
-/// Returns the kernel's `boot_id`.
-///
-/// # Errors
-/// Returns an error if the kernel does not tell it.
-pub(crate) fn boot_id() -> Result<String> {
-    const FILE: &str = "/proc/sys/kernel/random/boot_id";
-    let text = std::fs::read_to_string(FILE).context(FILE)?;
-    Ok(text.trim().to_owned())
 }
 
 #[cfg(test)]

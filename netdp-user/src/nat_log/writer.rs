@@ -2,7 +2,7 @@
 
 use super::counters::Cause;
 use super::ipfix::Session;
-use super::queue::{Batch, Event, Gap, Numbered, Queue, now};
+use super::queue::{Batch, Event, Gap, Numbered, Queue};
 use super::record::{Kind, Record, text};
 use super::recorder::Recorder;
 use super::sink::Sink;
@@ -11,6 +11,7 @@ use crate::codes::Code;
 use crate::datapath::{EndedMapping, Identity, Why, lock, protocol_name};
 use crate::pods::{Names, Owner};
 use crate::state_dir::StateDir;
+use crate::time::now_milliseconds as now;
 use netdp_common::layout::Addr;
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};

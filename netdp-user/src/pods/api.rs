@@ -2,7 +2,6 @@
 
 use super::index::Claim;
 use super::recorder::Wake;
-use std::net::IpAddr;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -40,23 +39,4 @@ impl ApiClaims {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.recorder = Some(recorder);
     }
-}
-
-/// Makes the claims of a pod with these addresses. `from`: milliseconds since 1970.
-pub(crate) fn claims(
-    namespace: &str,
-    name: &str,
-    uid: Option<&str>,
-    addresses: impl Iterator<Item = IpAddr>,
-    from: u64,
-) -> Vec<Claim> {
-    let claim = |address| Claim {
-        address,
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
-        uid: uid.map(str::to_owned),
-        from,
-        until: None,
-    };
-    addresses.map(claim).collect()
 }

@@ -3,6 +3,7 @@
 
 use super::index::Claim;
 use crate::private;
+use crate::time::milliseconds;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::fs::{self, Metadata};
@@ -10,7 +11,6 @@ use std::io::{self, Read as _};
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The most bytes of a file; usual ones have one to four thousand.
 const LARGEST: u64 = 256 * 1024;
@@ -60,12 +60,6 @@ fn begin(metadata: &Metadata) -> u64 {
     time.map_or(0, milliseconds)
 }
 
-/// Converts a time to milliseconds since 1970.
-pub(super) fn milliseconds(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
 /// Reads what libcni has cached; `None` if it is something else, or names no pod: caches from before
 /// `cniCacheV1` hold the result alone.
 fn parse(bytes: &[u8], from: u64) -> Option<Vec<Claim>> {
@@ -83,16 +77,14 @@ fn parse(bytes: &[u8], from: u64) -> Option<Vec<Claim>> {
     let namespace = argument("K8S_POD_NAMESPACE")?;
     let name = argument("K8S_POD_NAME")?;
     let uid = argument("K8S_POD_UID");
-    let claim = |address| Claim {
-        address,
-        namespace: namespace.clone(),
-        name: name.clone(),
-        uid: uid.clone(),
+    let addresses = addresses(cached.get("result")?).into_iter();
+    Some(Claim::all(
+        &namespace,
+        &name,
+        uid.as_deref(),
+        addresses,
         from,
-        until: None,
-    };
-    let result = cached.get("result")?;
-    Some(addresses(result).into_iter().map(claim).collect())
+    ))
 }
 
 /// Returns the addresses in a result: `ips` since version 0.3.0 of the CNI specification, `ip4` and
@@ -120,6 +112,7 @@ fn is_name(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::time::now_milliseconds;
     use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 
     const CACHED: &str = r#"{
@@ -202,7 +195,7 @@ mod tests {
         let claims = read(dir.path()).unwrap();
         let names: Vec<_> = claims.iter().map(|it| it.name.as_str()).collect();
         assert_eq!(names, ["cart-5d9", "cart-5d9"]);
-        let now = milliseconds(SystemTime::now());
+        let now = now_milliseconds();
         assert!(claims[0].from.abs_diff(now) < 60_000, "{}", claims[0].from);
         assert!(read(&dir.path().join("missing")).is_err());
     }

@@ -31,6 +31,25 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
+    /// Makes the claims of a pod to addresses that it has from a time on, in milliseconds since 1970.
+    pub(crate) fn all(
+        namespace: &str,
+        name: &str,
+        uid: Option<&str>,
+        addresses: impl Iterator<Item = IpAddr>,
+        from: u64,
+    ) -> Vec<Self> {
+        let claim = |address| Self {
+            address,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            uid: uid.map(str::to_owned),
+            from,
+            until: None,
+        };
+        addresses.map(claim).collect()
+    }
+
     fn is_of_same_pod(&self, other: &Self) -> bool {
         self.address == other.address
             && self.namespace == other.namespace

@@ -10,13 +10,12 @@ mod index;
 mod recorder;
 
 use crate::state_dir::StateDir;
-use crate::time::pretty;
+use crate::time::{now_milliseconds, pretty};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
-pub(crate) use api::{ApiClaims, claims};
+pub(crate) use api::ApiClaims;
 pub(crate) use index::{Claim, Index, Owner};
 pub(crate) use recorder::Recorder;
 
@@ -88,7 +87,7 @@ impl Names {
     /// Reads what an agent has saved, and the cache of the pods that are there now. Without either,
     /// there are no names.
     pub(crate) fn load(cni_dir: &Path, state_dir: &StateDir) -> Self {
-        let now = cache::milliseconds(SystemTime::now());
+        let now = now_milliseconds();
         let saved = read_saved(state_dir);
         let from_api = saved.as_ref().is_some_and(|saved| saved.from_api);
         let mut index: Index = (saved.into_iter()).flat_map(|saved| saved.claims).collect();
@@ -161,7 +160,7 @@ mod tests {
             name: "gone".into(),
             uid: None,
             from: 1_000,
-            until: Some(cache::milliseconds(SystemTime::now()) - 180_000),
+            until: Some(now_milliseconds() - 180_000),
         };
         let saved = Saved {
             schema: Saved::SCHEMA,

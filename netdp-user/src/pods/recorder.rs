@@ -3,6 +3,7 @@
 use super::index::{Claim, Index};
 use super::{ApiClaims, FILE, PodNameOptions, PodNames, Saved, cache, saved};
 use crate::state_dir::StateDir;
+use crate::time::now_milliseconds;
 use anyhow::{Context as _, Result};
 use netdp_common::flow::Timeouts;
 use notify::event::{AccessKind, AccessMode};
@@ -11,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 /// How long to wait after a change, because a file is created before it is written.
 const DEBOUNCE: Duration = Duration::from_millis(200);
@@ -149,7 +150,7 @@ impl Follower {
         let Some(found) = found else {
             return;
         };
-        let now = cache::milliseconds(SystemTime::now());
+        let now = now_milliseconds();
         let claims = {
             let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
             let changed = index.refresh(found, now, self.keep);

@@ -7,6 +7,7 @@
 //! written while packets are counted.
 
 use crate::datapath::{NumberedPolicy, RuleCount, RuleCounts, SHARED_INDEX};
+use crate::machine;
 use crate::prefixes::Prefixes;
 use crate::state_dir::StateDir;
 use anyhow::{Context as _, Result, ensure};
@@ -43,10 +44,8 @@ impl MapsId {
     /// # Errors
     /// Returns an error if the kernel does not tell its boot id.
     pub(super) fn of(map: u32) -> Result<Self> {
-        const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-        let boot = std::fs::read_to_string(BOOT_ID).context(BOOT_ID)?;
         Ok(Self {
-            boot: boot.trim().to_owned(),
+            boot: machine::boot_id()?,
             map,
         })
     }

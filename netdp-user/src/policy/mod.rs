@@ -11,6 +11,7 @@ pub(crate) mod history;
 mod json;
 mod keeper;
 mod ledger;
+mod prefixes;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -18,8 +19,9 @@ mod text;
 pub(crate) use changes::summary as change;
 #[cfg(test)]
 pub(crate) use gather::tests::{row, view};
-pub(crate) use gather::{PrefixUse, Query, Row, View, output, prefixes, print};
+pub(crate) use gather::{Query, Row, View, output, print};
 pub(crate) use json::action;
 pub(crate) use keeper::Keeper;
 pub(crate) use ledger::FILE as COUNTS_FILE;
+pub(crate) use prefixes::{PrefixUse, prefixes};
 pub(crate) use text::{headline, last_hit};

@@ -26,9 +26,6 @@ pub(crate) struct Counts {
 /// Counts by network, as read at one time.
 pub(crate) type Observed = BTreeMap<IpNet, Counts>;
 
-/// Packets that pods have sent to each network, by the epoch of the pairs that counted them.
-pub(crate) type Packets = BTreeMap<IpNet, BTreeMap<u32, u64>>;
-
 impl Counts {
     /// Adds to all counts.
     pub(crate) const fn add(&mut self, more: &Self) {

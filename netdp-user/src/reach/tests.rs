@@ -19,14 +19,6 @@ fn counts(pod_new: u64, pod_answered: u64, node_new: u64, node_answered: u64) ->
     }
 }
 
-/// Adds counts whose packets are all of one epoch.
-pub(super) fn observe(window: &mut Window, now: u64, observed: Observed) -> bool {
-    let packets = (observed.iter())
-        .map(|(network, counts)| (*network, [(0, counts.pod_packets)].into()))
-        .collect();
-    window.observe(now, observed, packets)
-}
-
 fn observed(network: &str, counts: Counts) -> Observed {
     [(net(network), counts)].into()
 }
@@ -66,25 +58,13 @@ fn pods_that_go_on_sending_were_answered() {
 #[test]
 fn only_what_is_new_is_added_and_a_replaced_entry_begins_anew() {
     let mut window = Window::default();
-    assert!(observe(
-        &mut window,
-        1_000,
-        observed("10.2.0.0/24", counts(10, 1, 2, 2))
-    ));
-    assert!(!observe(
-        &mut window,
-        1_010,
-        observed("10.2.0.0/24", counts(10, 1, 2, 2))
-    ));
-    observe(
-        &mut window,
-        1_020,
-        observed("10.2.0.0/24", counts(15, 1, 3, 2)),
-    );
+    assert!(window.observe(1_000, observed("10.2.0.0/24", counts(10, 1, 2, 2))));
+    assert!(!window.observe(1_010, observed("10.2.0.0/24", counts(10, 1, 2, 2))));
+    window.observe(1_020, observed("10.2.0.0/24", counts(15, 1, 3, 2)));
     assert_eq!(window.sums(1_020)[&net("10.2.0.0/24")], counts(15, 1, 3, 2));
     let mut anew = counts(4, 2, 0, 0);
     anew.pod_packets = 30;
-    observe(&mut window, 1_030, observed("10.2.0.0/24", anew));
+    window.observe(1_030, observed("10.2.0.0/24", anew));
     let mut sum = counts(19, 3, 3, 2);
     sum.pod_packets = 30;
     assert_eq!(window.sums(1_030)[&net("10.2.0.0/24")], sum);
@@ -103,34 +83,18 @@ fn attempts_whose_packets_are_lost_are_no_evidence() {
     let sum = |window: &Window| window.sums(1_030).get(&net(network)).copied();
     let mut window = Window::default();
     // They left between the readings of packets and of attempts.
-    assert!(observe(&mut window, 1_000, seen(24, 1)));
+    assert!(window.observe(1_000, seen(24, 1)));
     assert_eq!(sum(&window), None);
-    assert!(observe(&mut window, 1_010, seen(24, 24)));
+    assert!(window.observe(1_010, seen(24, 24)));
     assert_eq!(sum(&window), Some(counts(24, 0, 5, 5)));
     // The pair was replaced: 24 packets became 2, whatever followed the attempts.
-    assert!(observe(&mut window, 1_020, seen(48, 2)));
-    assert!(observe(&mut window, 1_030, seen(48, 2)));
+    assert!(window.observe(1_020, seen(48, 2)));
+    assert!(window.observe(1_030, seen(48, 2)));
     assert_eq!(sum(&window), Some(counts(24, 0, 5, 5)));
     // What comes later counts.
     let Some(before) = sum(&window) else { panic!() };
-    observe(&mut window, 1_030, seen(50, 4));
+    window.observe(1_030, seen(50, 4));
     assert_eq!(sum(&window).map(|it| it.pod_new), Some(before.pod_new + 2));
-}
-
-#[test]
-fn packets_of_a_new_epoch_are_counted_anew() {
-    let network = net("10.2.0.0/24");
-    let mut window = Window::default();
-    let mut seen = |now, pod_new, packets: &[(u32, u64)]| {
-        let packets = [(network, packets.iter().copied().collect())].into();
-        let counts = counts(pod_new, 0, 5, 5);
-        window.observe(now, observed("10.2.0.0/24", counts), packets);
-        window.sums(now).get(&network).copied().unwrap_or_default()
-    };
-    assert_eq!(seen(1_000, 12, &[(1, 12)]).pod_new, 12);
-    // A pair of the next epoch has replaced that of the first.
-    let sum = seen(1_010, 24, &[(2, 12)]);
-    assert_eq!((sum.pod_new, sum.pod_packets), (24, 24));
 }
 
 #[test]
@@ -138,29 +102,14 @@ fn ten_minutes_count_and_survive_a_restart() {
     let path = tempfile::tempdir().unwrap();
     let dir = StateDir::at(path.path());
     let mut window = Window::read(&dir).unwrap();
-    observe(
-        &mut window,
-        1_200,
-        observed("10.2.0.0/24", counts(5, 0, 0, 0)),
-    );
-    observe(
-        &mut window,
-        1_500,
-        observed("10.2.0.0/24", counts(12, 0, 0, 0)),
-    );
+    window.observe(1_200, observed("10.2.0.0/24", counts(5, 0, 0, 0)));
+    window.observe(1_500, observed("10.2.0.0/24", counts(12, 0, 0, 0)));
     window.save(&dir).unwrap();
     let mut window = Window::read(&dir).unwrap();
-    assert!(!observe(
-        &mut window,
-        1_510,
-        observed("10.2.0.0/24", counts(12, 0, 0, 0))
-    ));
+    assert!(!window.observe(1_510, observed("10.2.0.0/24", counts(12, 0, 0, 0))));
     assert_eq!(window.sums(1_799)[&net("10.2.0.0/24")].pod_new, 12);
     assert_eq!(window.sums(1_800)[&net("10.2.0.0/24")].pod_new, 7);
-    assert!(
-        observe(&mut window, 2_200, Observed::new()),
-        "all has left it"
-    );
+    assert!(window.observe(2_200, Observed::new()), "all has left it");
     assert!(window.sums(2_200).is_empty());
 }
 
@@ -172,7 +121,7 @@ fn a_scan_does_not_displace_a_busy_network() {
         let address: std::net::IpAddr = std::net::Ipv4Addr::from(0x0b00_0000 + n * 256).into();
         many.insert(network(address), counts(1, 0, 0, 0));
     }
-    observe(&mut window, 1_000, many);
+    window.observe(1_000, many);
     let sums = window.sums(1_000);
     assert_eq!(sums.len(), 1024);
     assert_eq!(sums[&net("10.2.0.0/24")].pod_new, 50);

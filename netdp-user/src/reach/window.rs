@@ -1,6 +1,6 @@
 //! The counts of the last minutes, which survive a restart of the agent.
 
-use super::counts::{Counts, Observed, Packets};
+use super::counts::{Counts, Observed};
 use crate::state_dir::StateDir;
 use anyhow::{Context as _, Result};
 use ipnet::IpNet;
@@ -37,9 +37,6 @@ pub(crate) struct Window {
     parts: VecDeque<Part>,
     /// Counts of the kernel's map at that time.
     seen: Observed,
-    /// Packets by epoch at that time: a pair of a new epoch begins anew.
-    #[serde(default)]
-    seen_packets: Packets,
     /// Networks whose packets were behind their attempts then.
     #[serde(default)]
     behind: BTreeSet<IpNet>,
@@ -68,15 +65,10 @@ impl Window {
 
     /// Adds what was counted since the last time. `now`: seconds since 1970. Returns whether there
     /// was anything, or something left the window.
-    pub(crate) fn observe(
-        &mut self,
-        now: u64,
-        mut observed: Observed,
-        mut packets: Packets,
-    ) -> bool {
+    pub(crate) fn observe(&mut self, now: u64, mut observed: Observed) -> bool {
         // What was counted while nobody looked for longer than the window may be long ago.
         if self.at != 0 && now.saturating_sub(self.at) > WINDOW_SECONDS {
-            (self.seen, self.seen_packets) = (observed, packets);
+            self.seen = observed;
             self.behind.clear();
             return self.add(now, &Observed::new());
         }
@@ -86,9 +78,8 @@ impl Window {
         for (network, counts) in &mut observed {
             let before = *self.seen.get(network).unwrap_or(&none);
             let mut since = counts.since(&before);
-            since.pod_packets = self.packets_since(network, &packets);
             // Each attempt is a packet too. Those that left between the two readings are counted by
-            // the next. Otherwise the kernel has replaced the pair, and nobody knows how many packets
+            // the next. Otherwise another pair has taken the slot, and nobody knows how many packets
             // followed the attempts: they are no evidence.
             if since.pod_packets < since.pod_new {
                 if was_behind.contains(network) {
@@ -96,11 +87,6 @@ impl Window {
                 } else {
                     self.behind.insert(*network);
                     *counts = before;
-                    // Kept too, so that the next reading compares with the same time.
-                    match self.seen_packets.remove(network) {
-                        Some(seen) => packets.insert(*network, seen),
-                        None => packets.remove(network),
-                    };
                     continue;
                 }
             }
@@ -109,19 +95,8 @@ impl Window {
             }
         }
         let added = self.add(now, &new) || self.behind != was_behind;
-        (self.seen, self.seen_packets) = (observed, packets);
+        self.seen = observed;
         added
-    }
-
-    /// Returns the packets that pods have sent to a network since the last time, as far as they are known.
-    fn packets_since(&self, network: &IpNet, packets: &Packets) -> u64 {
-        let before = self.seen_packets.get(network);
-        let of_epochs = packets.get(network).into_iter().flatten();
-        let since = of_epochs.map(|(epoch, now)| {
-            let before = before.and_then(|it| it.get(epoch)).copied();
-            now.saturating_sub(before.unwrap_or_default())
-        });
-        since.sum()
     }
 
     /// Adds new counts. Returns whether there were any, or something left the window.

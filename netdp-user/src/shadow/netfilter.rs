@@ -137,18 +137,7 @@ fn matches(rule: &RuleOptions<'_>, flow: &Flow) -> bool {
         "-s" => is_within(&option, flow.original.source),
         // POSTROUTING runs after destination NAT.
         "-d" => is_within(&option, flow.reply.source),
-        "-p" => is_protocol(option.value(), flow.protocol) != option.inverted,
+        "-p" => option.is_protocol(flow.protocol) != option.inverted,
         _ => true,
     })
-}
-
-fn is_protocol(name: &str, number: u8) -> bool {
-    match name {
-        "tcp" => number == 6,
-        "udp" => number == 17,
-        "sctp" => number == 132,
-        "icmp" => number == 1,
-        "ipv6-icmp" | "icmpv6" => number == 58,
-        other => other.parse() == Ok(number),
-    }
 }

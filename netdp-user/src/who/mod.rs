@@ -6,9 +6,10 @@ mod find;
 mod read;
 
 use crate::cli::output;
-use crate::nat_log::{Saved, Target, now, text};
+use crate::nat_log::{Saved, Target, text};
 use crate::pods::Names;
 use crate::state_dir::StateDir;
+use crate::time::now_milliseconds as now;
 use anyhow::{Context as _, Result, bail};
 use find::{Answer, Candidate, End, Found, find};
 use jiff::Timestamp;

@@ -3,8 +3,10 @@
 use super::Question;
 use super::find::{Candidate, End, Gap};
 use crate::datapath::{self, Identity, protocol_name};
-use crate::nat_log::{Clock, Kind, Record, Saved, boot_id, number, reader, rotated, time};
+use crate::machine;
+use crate::nat_log::{Clock, Kind, Record, Saved, number, reader, rotated, time};
 use crate::pods::Names;
+use crate::time::now_milliseconds;
 use anyhow::{Context as _, Result};
 use netdp_common::layout::Addr;
 use std::collections::HashMap;
@@ -145,10 +147,10 @@ impl Known {
         question: &Question,
     ) -> Result<()> {
         let maps = datapath::open(bpffs)?;
-        let (ticks, now) = (maps.ticks()?, crate::nat_log::now());
+        let (ticks, now) = (maps.ticks()?, now_milliseconds());
         let clock = saved.map_or(Clock::at(ticks, now), |saved| saved.clock.or_at(ticks, now));
         let secret = maps.limits()?.secret;
-        let boot = boot_id()?;
+        let boot = machine::boot_id()?;
         maps.for_each_identity(|mapping| {
             let candidate = living(mapping, &clock, names);
             let Candidate { proto, seen_as, .. } = &candidate;

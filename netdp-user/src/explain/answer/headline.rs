@@ -6,6 +6,7 @@ use super::route::Way;
 use super::steps::is_global;
 use super::{Facts, netfilter};
 use crate::codes::Code;
+use crate::config::is_link_local;
 use crate::explain::{Verdict, Why};
 use crate::format::grouped;
 use crate::uplinks::LinkAddr;
@@ -243,11 +244,7 @@ fn is_report_behind(node: &Node<'_>, facts: &Facts<'_>) -> bool {
 
 /// Reports whether a rule is of the built-in list, which counts while no document has its own.
 fn is_default(rule: &PolicyRule) -> bool {
-    let is_link_local = match rule.prefix {
-        IpNet::V4(net) => net.network().is_link_local(),
-        IpNet::V6(net) => net.network().is_unicast_link_local(),
-    };
-    rule.origin == BUILT_IN && !is_link_local
+    rule.origin == BUILT_IN && !is_link_local(&rule.prefix)
 }
 
 /// Reports whether the policy masquerades the destination.

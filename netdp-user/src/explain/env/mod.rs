@@ -215,7 +215,7 @@ const NO_PAIR: Pair = Pair {
         packets: 0,
         bytes: 0,
     },
-    pad: 0,
+    earlier: 0,
 };
 
 const NO_ADDR: Addr = Addr::from_words([0; 4]);

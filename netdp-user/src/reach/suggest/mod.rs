@@ -84,9 +84,9 @@ pub(crate) fn output(bpffs: &Path, state_dir: &Path, format: Format) -> Result<(
     let dir = StateDir::at(state_dir);
     let mut window = Window::read(&dir)?;
     if datapath::is_pinned(bpffs) {
-        let (observed, packets) = read(bpffs)?
+        let observed = read(bpffs)?
             .context("the programs of this version count no answers; netdp run replaces them")?;
-        window.observe(now(), observed, packets);
+        window.observe(now(), observed);
     } else if window.at == 0 {
         bail!(
             "no counts: no pinned maps in {}, and nothing of an agent in {}",

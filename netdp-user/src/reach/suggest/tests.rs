@@ -1,6 +1,5 @@
 use super::{Answer, Suggestion};
 use crate::config::{Document, Format as DocumentFormat, Options, load};
-use crate::reach::tests::observe;
 use crate::reach::{Counts, Observed, Window};
 use crate::report::RuleReport;
 use serde_json::json;
@@ -28,7 +27,7 @@ fn suggestion(networks: &[(&str, u64, u64)], rules: &[RuleReport]) -> Suggestion
     };
     let observed: Observed = networks.iter().map(counts).collect();
     let mut window = Window::default();
-    observe(&mut window, 1_700_000_000, observed);
+    window.observe(1_700_000_000, observed);
     Suggestion::new(&window, rules, true)
 }
 

@@ -4,7 +4,8 @@ use super::api_error::ApiError;
 use super::reflector::ObjectStore;
 use super::view::Shared;
 use super::watch_id::WatchId;
-use crate::pods::{ApiClaims, Claim, claims};
+use crate::pods::{ApiClaims, Claim};
+use crate::time::now_milliseconds;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::NamespaceResourceScope;
@@ -108,7 +109,7 @@ impl NodePod {
         let (namespace, name) = self.key();
         let from = u64::try_from(start).unwrap_or_default();
         let uid = self.uid();
-        claims(
+        Claim::all(
             &namespace,
             &name,
             uid.as_deref(),
@@ -116,11 +117,6 @@ impl NodePod {
             from,
         )
     }
-}
-
-/// Returns the time, in milliseconds since 1970.
-fn now() -> u64 {
-    u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default()
 }
 
 /// Claims of each pod, by namespace and name.
@@ -194,7 +190,9 @@ impl ObjectStore<NodePod> for PodStore {
         for claim in &mut claims {
             let mut before = known.into_iter().flatten();
             let before = before.find(|it| it.address == claim.address && it.uid == claim.uid);
-            claim.from = before.map_or_else(now, |it| it.from).max(claim.from);
+            claim.from = before
+                .map_or_else(now_milliseconds, |it| it.from)
+                .max(claim.from);
         }
         if self.pods.get(&pod.key()) != Some(&claims) {
             self.pods.insert(pod.key(), claims);

@@ -141,7 +141,7 @@ impl Policy for Fake {
                 epoch: 0,
                 rule: 0,
                 hits: Traffic::default(),
-                pad: 0,
+                earlier: 0,
             }))
         });
         // SAFETY: the value is never removed and lives as long as the fake.
