@@ -263,7 +263,7 @@ impl Agent {
     fn end(&mut self) -> Result<()> {
         ready::set(&self.options, false)?;
         if let Some(ebpf) = self.engine.as_ebpf_mut() {
-            ebpf.close_log();
+            ebpf.close_log(self.options.on_exit == OnExit::Detach);
         }
         match self.options.on_exit {
             OnExit::Keep => log::info!("exiting; the datapath stays in force"),

@@ -1,100 +1,15 @@
 //! What the datapath tells a log of mappings: which live, and which have ended.
 
+use super::ended::{EndedBy, EndedMapping, Identity};
 use super::maps::Maps;
 use super::self_check;
 use super::{batch, bpffs};
-use crate::events::EndedBy;
 use anyhow::{Context as _, Result};
 use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
 use netdp_common::flow::age;
-use netdp_common::layout::{
-    Addr, ENDED_FOR_NODE, ENDED_MOVED, ENDED_UNTRANSLATED, Ended, Half, Mapping, Traffic, Tuple,
-    pins,
-};
+use netdp_common::layout::{Ended, Half, Mapping, Traffic, Tuple, pins};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// A mapping by what distinguishes it from any other of the same maps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Identity {
-    /// The tuple of the pod's packets.
-    pub tuple: Tuple,
-    /// Address that the destination sees.
-    pub addr: Addr,
-    /// Port or identifier that the destination sees.
-    pub id: u16,
-    /// Time of its begin, in ticks.
-    pub created: u32,
-}
-
-impl Identity {
-    /// Returns the identity of a mapping by its original half.
-    pub(crate) const fn of(tuple: &Tuple, half: &Mapping) -> Self {
-        Self {
-            tuple: *tuple,
-            addr: half.addr,
-            id: half.id,
-            created: half.created,
-        }
-    }
-}
-
-/// The reason why a mapping has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Why {
-    /// Its timeout.
-    Timeout,
-    /// The node has lost its address.
-    AddressGone,
-    /// The policy would not create it any more.
-    Policy,
-    /// Others needed the room, or its port.
-    Room,
-    /// The flow leaves by another uplink, or with another address.
-    Moved,
-    /// Its ports have begun another connection, which is not translated.
-    Untranslated,
-    /// The node itself uses its port.
-    Node,
-}
-
-impl From<EndedBy> for Why {
-    fn from(by: EndedBy) -> Self {
-        match by {
-            EndedBy::Timeout => Self::Timeout,
-            EndedBy::AddressGone => Self::AddressGone,
-            EndedBy::Policy => Self::Policy,
-            EndedBy::Room => Self::Room,
-        }
-    }
-}
-
-impl Why {
-    /// Returns the reason that a program has reported (`ENDED_*`).
-    const fn of(reported: u32) -> Self {
-        match reported {
-            ENDED_MOVED => Self::Moved,
-            ENDED_UNTRANSLATED => Self::Untranslated,
-            ENDED_FOR_NODE => Self::Node,
-            _ => Self::Room,
-        }
-    }
-}
-
-/// A mapping that has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct EndedMapping {
-    /// The mapping.
-    pub mapping: Identity,
-    /// Time of its end, in ticks.
-    pub at: u32,
-    /// The reason.
-    pub why: Why,
-    /// Packets that the pod sent, and that were sent to it.
-    pub packets: [u64; 2],
-    /// Their bytes, where they were counted.
-    pub bytes: [Option<u64>; 2],
-}
 
 /// The mappings that a pass of the sweep tells the log about.
 #[derive(Debug, Clone, Copy, Default)]
@@ -140,6 +55,8 @@ pub(crate) trait MappingLog: Send {
     fn removing(&mut self);
     /// Mappings of which it wants to know live at `now`, in ticks, and others have ended.
     fn tell(&mut self, now: u32, live: &[Identity], ended: &[EndedMapping]);
+    /// Of mappings that were about to be removed, at most `most` in number, it is not known which have been.
+    fn lost_track(&mut self, most: usize);
     /// A pass that began at a time, in ticks, has seen every mapping.
     fn passed(&mut self, begun: u32);
 }
@@ -179,23 +96,16 @@ impl Teller {
         }
     }
 
+    /// Reports whether there is a log.
+    pub(super) const fn is_wanted(&self) -> bool {
+        self.log.is_some()
+    }
+
     /// Notes a mapping that is about to be removed.
-    pub(super) fn ends(&mut self, maps: &Maps, tuple: &Tuple, half: &Mapping, why: Why) {
-        if self.log.is_none() || is_test(tuple) {
-            return;
+    pub(super) fn ends(&mut self, ended: &EndedMapping) {
+        if self.log.is_some() && !is_test(&ended.mapping.tuple) {
+            self.ended.push(*ended);
         }
-        let wire = tuple.reply_to(half.addr, half.id);
-        let (out, bytes_out) = maps.traffic(Half::Original, tuple, half);
-        let reply = maps.rev_snat.get(&wire, 0).ok();
-        let (back, bytes_back) =
-            reply.map_or((0, Some(0)), |it| maps.traffic(Half::Reply, &wire, &it));
-        self.ended.push(EndedMapping {
-            mapping: Identity::of(tuple, half),
-            at: 0,
-            why,
-            packets: [out, back],
-            bytes: [bytes_out, bytes_back],
-        });
     }
 
     /// To be called before what was noted as ending is removed.
@@ -207,22 +117,37 @@ impl Teller {
         }
     }
 
-    /// Tells the log what was noted; what was to end has ended now.
-    pub(super) fn tell(&mut self, maps: &Maps) -> Result<()> {
+    /// Tells the log, at a time in ticks, what was noted. `removed`: what was to end has ended; else nobody
+    /// knows which of it has.
+    ///
+    /// # Errors
+    /// Returns an error if the time is not known: then nobody knows when it ended either.
+    pub(super) fn tell(&mut self, now: Result<u32>, removed: bool) -> Result<()> {
         let Some(log) = &self.log else {
             return Ok(());
         };
         if self.live.is_empty() && self.ended.is_empty() {
             return Ok(());
         }
-        let now = super::sweep::now(maps)?;
-        for ended in &mut self.ended {
-            ended.at = now;
-        }
-        lock(log).tell(now, &self.live, &self.ended);
+        let mut log = lock(log);
+        let told = match (now, removed) {
+            (Ok(now), true) => {
+                for ended in &mut self.ended {
+                    ended.at = now;
+                }
+                log.tell(now, &self.live, &self.ended);
+                Ok(())
+            }
+            (now, _) => {
+                if !self.ended.is_empty() {
+                    log.lost_track(self.ended.len());
+                }
+                now.map(drop)
+            }
+        };
         self.live.clear();
         self.ended.clear();
-        Ok(())
+        told
     }
 }
 
@@ -286,7 +211,7 @@ impl EndedReports {
             taken.push(EndedMapping {
                 mapping: Identity::of(&ended.tuple, &ended.original),
                 at: ended.at,
-                why: Why::of(ended.why),
+                why: EndedBy::reported(ended.why),
                 packets: [out, back],
                 bytes: [bytes_out, bytes_back],
             });
@@ -331,7 +256,83 @@ fn read(bytes: &[u8]) -> Option<Ended> {
 
 #[cfg(test)]
 mod tests {
-    use super::{SLACK, Watch};
+    use super::{EndedMapping, Identity, MappingLog, SLACK, Teller, Watch};
+    use crate::datapath::EndedBy;
+    use anyhow::anyhow;
+    use netdp_common::layout::{Addr, Tuple};
+    use std::net::IpAddr;
+    use std::sync::{Arc, Mutex};
+
+    /// A log that writes down what it is told.
+    #[derive(Default)]
+    struct Told(Vec<String>);
+
+    impl MappingLog for Told {
+        fn watch(&self) -> Watch {
+            Watch::default()
+        }
+
+        fn removing(&mut self) {
+            self.0.push("removing".into());
+        }
+
+        fn tell(&mut self, now: u32, live: &[Identity], ended: &[EndedMapping]) {
+            let at: Vec<_> = ended.iter().map(|it| it.at).collect();
+            self.0
+                .push(format!("{now}: {} live, ended {at:?}", live.len()));
+        }
+
+        fn lost_track(&mut self, most: usize) {
+            self.0.push(format!("lost track of {most}"));
+        }
+
+        fn passed(&mut self, _: u32) {}
+    }
+
+    #[test]
+    fn what_may_not_have_been_removed_is_not_told_as_ended() {
+        let log = Arc::new(Mutex::new(Told::default()));
+        let shared: super::SharedLog = Arc::clone(&log) as _;
+        let mut teller = Teller::new(Some(&shared));
+        let address = |text: &str| Addr::from(text.parse::<IpAddr>().unwrap());
+        let (pod, to) = (address("172.16.0.2"), address("10.2.0.1"));
+        let ended = EndedMapping {
+            mapping: Identity {
+                tuple: Tuple::new(pod, to, 1, 2, 6),
+                addr: address("10.1.0.10"),
+                id: 1,
+                created: 0,
+            },
+            at: 0,
+            why: EndedBy::Timeout,
+            packets: [0; 2],
+            bytes: [None; 2],
+        };
+        for (now, removed) in [
+            (Ok(7), true),
+            (Ok(8), false),
+            (Err(anyhow!("no clock")), true),
+        ] {
+            teller.ends(&ended);
+            teller.removing();
+            let is_known = now.is_ok();
+            assert_eq!(teller.tell(now, removed).is_ok(), is_known);
+        }
+        assert!(teller.tell(Ok(9), true).is_ok(), "nothing is left");
+        let told = &log.lock().unwrap().0;
+        let lost = "lost track of 1";
+        assert_eq!(
+            *told,
+            [
+                "removing",
+                "7: 0 live, ended [7]",
+                "removing",
+                lost,
+                "removing",
+                lost
+            ]
+        );
+    }
 
     #[test]
     fn a_mapping_is_new_until_a_pass_has_seen_it() {

@@ -9,6 +9,7 @@ mod clsact;
 mod counters;
 mod detach;
 mod earlier;
+mod ended;
 mod endpoints;
 mod entries;
 mod events;
@@ -46,6 +47,7 @@ mod usage;
 pub use bpffs::is_pinned;
 pub(crate) use bpffs::open_map;
 pub use detach::detach;
+pub(crate) use ended::{EndedBy, EndedMapping, Identity};
 pub use flows::FlowRecord;
 pub(crate) use flows::protocol_name;
 pub(crate) use flows::{Flow, FlowState, seconds};
@@ -55,9 +57,7 @@ pub(crate) use hook::name_of;
 pub use hook::{Hook, Mechanism};
 pub(crate) use kept::{Kept, KeptReason, KeptState};
 pub use links::Attached;
-pub(crate) use mapping_log::{
-    EndedMapping, EndedReports, Identity, MappingLog, SharedLog, Watch, Why, lock,
-};
+pub(crate) use mapping_log::{EndedReports, MappingLog, SharedLog, Watch, lock};
 pub use maps::{Maps, SourceCheck};
 pub use node::NodeMaps;
 pub use orphans::{Traces, adopt, traces};

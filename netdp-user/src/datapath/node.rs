@@ -1,6 +1,7 @@
 //! The maps of ports and protocols that the node itself receives: `node_ports`, `node_protocols`.
 
-use super::mapping_log::{Teller, Why};
+use super::ended::{EndedBy, EndedMapping};
+use super::mapping_log::Teller;
 use super::maps::{Maps, ignore_missing};
 use super::rule_counts::EndedTraffic;
 use super::sweep::now;
@@ -72,7 +73,7 @@ impl Maps {
     /// Returns an error if a map can't be read or written.
     pub fn end_for_node(&mut self, added: &Added) -> Result<usize> {
         let now = now(self)?;
-        let wires = self.end(Why::Node, |wire, half| {
+        let wires = self.end(EndedBy::Node, |wire, half| {
             added.ends(wire, age(now, half.created))
         })?;
         self.release_ports(&wires)?;
@@ -85,7 +86,7 @@ impl Maps {
     /// Returns an error if a map can't be read or written.
     pub fn end_withheld(&mut self) -> Result<usize> {
         let mut known = std::collections::HashMap::new();
-        let wires = self.end(Why::Policy, |wire, _| {
+        let wires = self.end(EndedBy::Policy, |wire, _| {
             let withheld = || matches!(self.action(&wire.src), Ok(Action::Withhold));
             *known.entry(wire.src).or_insert_with(withheld)
         })?;
@@ -95,7 +96,11 @@ impl Maps {
 
     /// Ends, for a reason, the pods' mappings that `ends` selects by wire tuple and reply half. Returns their wire
     /// tuples; the next full sweep recounts the shares.
-    fn end(&self, why: Why, mut ends: impl FnMut(&Tuple, &Mapping) -> bool) -> Result<Vec<Tuple>> {
+    fn end(
+        &self,
+        why: EndedBy,
+        mut ends: impl FnMut(&Tuple, &Mapping) -> bool,
+    ) -> Result<Vec<Tuple>> {
         let mut wires = Vec::new();
         let mut originals = Vec::new();
         batch::for_each::<Tuple, Mapping>(&self.rev_snat_data, |wire, half| {
@@ -110,7 +115,14 @@ impl Maps {
         for original in &originals {
             if let Ok(half) = self.snat.get(original, 0) {
                 sent.add(self, original, &half);
-                teller.ends(self, original, &half, why);
+                if teller.is_wanted() {
+                    let wire = original.reply_to(half.addr, half.id);
+                    let reply = self.rev_snat.get(&wire, 0).ok();
+                    let ends = (original, &wire);
+                    // The log gives the time.
+                    let ended = EndedMapping::of(self, ends, &half, reply.as_ref(), (why, 0));
+                    teller.ends(&ended);
+                }
             }
         }
         if let Err(err) = self.add_ended(&mut sent, |maps, to| Ok(maps.decision(&to)?.rule)) {
@@ -122,7 +134,7 @@ impl Maps {
             .and_then(|()| {
                 batch::remove(&self.rev_snat_data, &wires).context("in the rev_snat map")
             });
-        teller.tell(self)?;
+        teller.tell(now(self), removed.is_ok())?;
         removed?;
         Ok(wires)
     }

@@ -22,6 +22,7 @@ pub(crate) use ring::Ring;
 pub(crate) use service::{Sender, Service};
 pub(crate) use wire::{Reply, Request};
 
+use crate::datapath::EndedBy;
 use clap::ValueEnum;
 use netdp_common::layout::{EVENTS_BEGIN, EVENTS_DROP, EVENTS_REFUSED, events_setting};
 use serde::{Deserialize, Serialize};
@@ -256,32 +257,6 @@ pub(crate) struct Ended {
     pub packets: [u64; 2],
     /// Bytes from the pod, and to it, as far as they were counted.
     pub bytes: [Option<u64>; 2],
-}
-
-/// Why a mapping has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum EndedBy {
-    /// It was silent for its timeout.
-    Timeout,
-    /// The node has lost its address.
-    AddressGone,
-    /// The policy would not create it any more (`--on-reload`).
-    Policy,
-    /// Its place was needed.
-    Room,
-}
-
-impl EndedBy {
-    /// Returns the cause in words.
-    pub(crate) const fn words(self) -> &'static str {
-        match self {
-            Self::Timeout => "timeout",
-            Self::AddressGone => "the node has lost the address",
-            Self::Policy => "the policy has changed",
-            Self::Room => "its place was needed",
-        }
-    }
 }
 
 /// A dropped packet.

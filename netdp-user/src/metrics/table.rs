@@ -185,8 +185,8 @@ metrics! {
         "Events that were not shown: over the rate (limited), no room (full), a listener that did not read (reader).";
     NAT_LOG_RECORDS "netdp_nat_log_records_total" Counter ["event"] 7 Agent
         "Records of the NAT log that were written, by event; only where it is on.";
-    NAT_LOG_LOST "netdp_nat_log_lost_total" Counter ["cause"] 4 Agent
-        "Begins and ends that are in no record: more than can be written (queue), a full disk (disk), a collector that is away (collector), no room for programs to report (programs).";
+    NAT_LOG_LOST "netdp_nat_log_lost_total" Counter ["cause"] 5 Agent
+        "Begins and ends that are in no record: more than can be written (queue), a full disk (disk), a collector that is away (collector), no room for programs to report (programs), a sweep that failed (sweep).";
     NAT_LOG_LAG "netdp_nat_log_lag_seconds" Gauge [] 1 Agent
         "Age of the oldest event that is not written yet.";
     CPU "process_cpu_seconds_total" Counter [] 1 Process

@@ -2,8 +2,9 @@
 
 use super::names::Known;
 use crate::codes::Code;
+use crate::datapath::EndedBy;
 use crate::datapath::protocol_name;
-use crate::events::{Begun, Dropped, Ended, EndedBy, Ends, Headers, Kind, Note, format_id};
+use crate::events::{Begun, Dropped, Ended, Ends, Headers, Kind, Note, format_id};
 use crate::format::{bytes, grouped};
 use crate::pods::Owner;
 use crate::time::pretty;

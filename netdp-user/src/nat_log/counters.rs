@@ -14,11 +14,19 @@ pub(crate) enum Cause {
     Collector,
     /// Programs had no room to report ends.
     Programs,
+    /// The sweep failed while it removed mappings.
+    Sweep,
 }
 
 impl Cause {
     /// All causes.
-    pub(crate) const ALL: [Self; 4] = [Self::Queue, Self::Disk, Self::Collector, Self::Programs];
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Queue,
+        Self::Disk,
+        Self::Collector,
+        Self::Programs,
+        Self::Sweep,
+    ];
 
     /// Returns the name, as in records and metrics.
     pub(crate) const fn name(self) -> &'static str {
@@ -27,6 +35,7 @@ impl Cause {
             Self::Disk => "disk",
             Self::Collector => "collector",
             Self::Programs => "programs",
+            Self::Sweep => "sweep",
         }
     }
 }

@@ -170,8 +170,18 @@ impl NatLog {
         self.queue.push(std::iter::once(event));
     }
 
-    /// Writes what is left. To be called once no sweep runs any more.
-    pub(crate) fn close(mut self) {
+    /// Writes what is left. To be called once no sweep runs any more. `detaches`: the maps go, and all
+    /// mappings with them.
+    pub(crate) fn close(mut self, detaches: bool) {
+        if detaches {
+            let at = now();
+            self.queue.add_gap(Gap {
+                n: None,
+                from: at,
+                until: at,
+                why: "detached",
+            });
+        }
         self.queue.close();
         let end = Instant::now() + PATIENCE;
         while let Some(thread) = &self.thread

@@ -5,6 +5,7 @@ use super::queue::{Event, Gap, Numbered, Queue};
 use super::state::Clock;
 use crate::datapath::{EndedMapping, EndedReports, Identity, MappingLog, Watch};
 use crate::time::now_milliseconds as now;
+use anyhow::Result;
 use netdp_common::layout::{Addr, Secret};
 use netdp_common::packet::siphash;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -85,6 +86,16 @@ impl Recorder {
     /// Returns the number of reports that were lost so far.
     pub const fn lost(&self) -> u64 {
         self.lost
+    }
+
+    /// Returns the datapath's clock, in ticks.
+    pub fn ticks(&self) -> Result<u32> {
+        self.reports.now()
+    }
+
+    /// Converts ticks by this clock from now on.
+    pub const fn set_clock(&mut self, clock: Clock) {
+        self.clock = clock;
     }
 
     fn note_lost(&mut self) {
@@ -185,6 +196,18 @@ impl MappingLog for Recorder {
         if !ended.is_empty() {
             self.queue.removed();
         }
+    }
+
+    fn lost_track(&mut self, most: usize) {
+        self.queue.removed();
+        self.queue.counters.lose(Cause::Sweep, most as u64);
+        let from = self.watch.since.map(|since| self.clock.time(since));
+        self.queue.add_gap(Gap {
+            n: None,
+            from: from.unwrap_or(self.taken_at),
+            until: now(),
+            why: Cause::Sweep.name(),
+        });
     }
 
     fn passed(&mut self, begun: u32) {

@@ -8,7 +8,7 @@ use super::recorder::Recorder;
 use super::sink::Sink;
 use super::state::Saved;
 use crate::codes::Code;
-use crate::datapath::{EndedMapping, Identity, Why, lock, protocol_name};
+use crate::datapath::{EndedMapping, Identity, lock, protocol_name};
 use crate::pods::{Names, Owner};
 use crate::state_dir::StateDir;
 use crate::time::now_milliseconds as now;
@@ -103,6 +103,7 @@ impl Writer {
         }
         self.save();
         loop {
+            self.follow_clock();
             lock(&self.recorder).take_reports();
             let batch = self.queue.take(INTERVAL);
             let is_last = batch.is_last;
@@ -111,6 +112,11 @@ impl Writer {
                 return;
             }
             if is_last {
+                // What writing it has added.
+                let rest = self.queue.take(Duration::ZERO);
+                if !self.write(rest) {
+                    return;
+                }
                 break;
             }
         }
@@ -119,6 +125,22 @@ impl Writer {
         if self.write_records(&[record]) {
             self.state.is_clean = true;
             self.save();
+        }
+    }
+
+    /// Converts ticks by the node's clock as it is, if somebody has set it.
+    fn follow_clock(&mut self) {
+        let mut recorder = lock(&self.recorder);
+        let Ok(ticks) = recorder.ticks() else {
+            return;
+        };
+        let clock = self.state.clock.or_at(ticks, now());
+        if clock != self.state.clock {
+            log::info!(
+                "the node's clock was set: the NAT log's times are by the new one from here on"
+            );
+            recorder.set_clock(clock);
+            self.state.clock = clock;
         }
     }
 
@@ -243,7 +265,8 @@ impl Writer {
 
     fn write_lines(&mut self, lines: &[u8]) -> bool {
         let cause = self.sink.cause();
-        let written = retry(&self.queue, cause, || self.sink.write_lines(lines));
+        let waits = (&*self.queue, &*self.recorder);
+        let written = retry(waits, cause, || self.sink.write_lines(lines));
         let Some(lacks_since) = written else {
             return false;
         };
@@ -277,7 +300,8 @@ impl Writer {
             })
             .collect();
         let mut rest = &sessions[..];
-        let sent = retry(&self.queue, Cause::Collector, || {
+        let waits = (&*self.queue, &*self.recorder);
+        let sent = retry(waits, Cause::Collector, || {
             while !rest.is_empty() {
                 let (sent, result) = match self.sink.write_sessions(rest) {
                     Ok(sent) => (sent, Ok(())),
@@ -351,16 +375,17 @@ impl Writer {
         };
         let mut record = self.mapping(record, &mapping);
         record.end = Some(text(self.state.clock.time(it.of.at)));
-        record.why = Some(Cow::Borrowed(why(it.of.why)));
+        record.why = Some(Cow::Borrowed(it.of.why.name()));
         record.packets = Some(it.of.packets);
         record.bytes = Some(it.of.bytes);
         record
     }
 }
 
-/// Calls `write` until it succeeds; `None` if the agent ends before that.
+/// Calls `write` until it succeeds; `None` if the agent ends before that. Programs' reports are taken
+/// meanwhile: the queue has more room than their ring buffer.
 fn retry<T>(
-    queue: &Queue,
+    (queue, recorder): (&Queue, &Mutex<Recorder>),
     cause: Cause,
     mut write: impl FnMut() -> std::io::Result<T>,
 ) -> Option<T> {
@@ -382,6 +407,7 @@ fn retry<T>(
             queue.set_blocked(Some(cause));
             log::warn!("the NAT log can't be written, is retried, and waits in memory: {err}");
         }
+        lock(recorder).take_reports();
         if queue.wait_for_end(PAUSE) {
             tries += 1;
             if tries == TRIES_AT_END {
@@ -400,19 +426,6 @@ fn put_line(lines: &mut Vec<u8>, record: &Record<'_>) {
             lines.truncate(begin);
             log::warn!("a record of the NAT log: {err}");
         }
-    }
-}
-
-/// Returns the name of a reason, as in records.
-const fn why(why: Why) -> &'static str {
-    match why {
-        Why::Timeout => "timeout",
-        Why::AddressGone => "address_gone",
-        Why::Policy => "policy",
-        Why::Room => "room",
-        Why::Moved => "moved",
-        Why::Untranslated => "untranslated",
-        Why::Node => "node",
     }
 }
 

@@ -73,7 +73,7 @@ fn kubectl_runs_it_as_its_plugin() -> Result<()> {
             "who 10.1.0.10:44216",
             "no agent runs: no pod in kube-system",
         ),
-        ("who node-a", "is no address"),
+        ("who node-a", "is not an address"),
         ("fleet --context nowhere", "nowhere"),
         ("frobnicate", "unrecognized subcommand"),
     ] {

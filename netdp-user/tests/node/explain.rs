@@ -112,10 +112,7 @@ impl Section {
     ) -> Result<Self> {
         let output = world.explain(arguments)?;
         let path = world.config.path().display().to_string();
-        let output: String = output
-            .lines()
-            .map(|line| normalised(line, &path) + "\n")
-            .collect();
+        let output = normalised(&output, &path);
         let told = output.lines().next().unwrap_or_default();
         ensure!(
             told == first_line,
@@ -147,18 +144,31 @@ impl Section {
     }
 }
 
-/// Replaces the directory of the configuration by the usual one; in a table, what follows stays in its
-/// column.
-fn normalised(line: &str, path: &str) -> String {
-    const USUAL: &str = "/etc/config";
-    let mut text = line.replace(path, USUAL);
-    if line.starts_with(' ')
-        && text != line
-        && let Some(gap) = text.rfind("  ")
-    {
-        text.insert_str(gap, &" ".repeat(path.len().saturating_sub(USUAL.len())));
-    }
-    text
+/// Replaces the directory of the configuration, whose length differs from run to run, by the usual one, and
+/// puts the last column of the table where it then belongs.
+fn normalised(output: &str, path: &str) -> String {
+    const LAST: &str = "WHY";
+    let usual = |text: &str| text.replace(path, "/etc/config");
+    let is_row = |line: &&str| line.starts_with(' ');
+    let head = output.lines().find(|line| line.trim_end().ends_with(LAST));
+    let column = head.map_or(0, |line| line.chars().count() - LAST.len());
+    let split = |line: &str| {
+        let before: String = line.chars().take(column).collect();
+        let last: String = line.chars().skip(column).collect();
+        (usual(before.trim_end()), usual(&last))
+    };
+    let rows = output.lines().filter(is_row).map(split);
+    let width = rows.map(|(before, _)| before.chars().count()).max();
+    let width = width.unwrap_or_default() + 2;
+    let lines = output.lines().map(|line| {
+        if !is_row(&line) {
+            return usual(line) + "\n";
+        }
+        let (before, last) = split(line);
+        let blanks = " ".repeat(width - before.chars().count());
+        format!("{before}{blanks}{last}").trim_end().to_owned() + "\n"
+    });
+    lines.collect()
 }
 
 fn at(host: &Host, v4: bool) -> Result<SocketAddr> {

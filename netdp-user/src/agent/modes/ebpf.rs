@@ -87,13 +87,14 @@ impl Ebpf {
         }
     }
 
-    /// Writes the NAT log to its end. To be called last: no sweep runs afterwards.
-    pub(in crate::agent) fn close_log(&mut self) {
+    /// Writes the NAT log to its end. To be called last: no sweep runs afterwards. `detaches`: the mappings
+    /// go too.
+    pub(in crate::agent) fn close_log(&mut self, detaches: bool) {
         let Some(log) = self.nat_log.take() else {
             return;
         };
         if self.sweeper.finish() {
-            log.close();
+            log.close(detaches);
         } else {
             log::warn!("a sweep goes on: the next agent records a gap in the NAT log");
         }

@@ -1,10 +1,8 @@
 //! Ended mappings, for those who listen to events.
 
-use crate::datapath::maps::Maps;
-use crate::datapath::seconds;
-use crate::events::{Ended, EndedBy, Ends, Kind, Sender, What, end};
+use crate::datapath::{EndedMapping, Identity, seconds};
+use crate::events::{Ended, Ends, Kind, Sender, What, end};
 use netdp_common::flow::age;
-use netdp_common::layout::{Half, Mapping, Tuple};
 
 /// Mappings that are about to end, while somebody listens.
 #[derive(Default)]
@@ -29,33 +27,28 @@ impl EndedMappings {
         self.sender.is_some()
     }
 
-    /// Adds a mapping that ends, at the tick `now`.
-    pub(super) fn add(
-        &mut self,
-        maps: &Maps,
-        (tuple, wire): (&Tuple, &Tuple),
-        half: &Mapping,
-        reply: Option<&Mapping>,
-        why: EndedBy,
-        now: u32,
-    ) {
+    /// Adds a mapping that ends.
+    pub(super) fn add(&mut self, ended: &EndedMapping) {
         if self.sender.is_none() {
             return;
         }
-        let (out, bytes_out) = maps.traffic(Half::Original, tuple, half);
-        let traffic_in = reply.map(|reply| maps.traffic(Half::Reply, wire, reply));
-        let (into, bytes_in) = traffic_in.unwrap_or_default();
+        let Identity {
+            tuple,
+            addr,
+            id,
+            created,
+        } = ended.mapping;
         self.waiting.push(Ended {
             ends: Ends {
                 protocol: tuple.proto,
                 pod: end(tuple.src, tuple.src_id),
                 to: end(tuple.dst, tuple.dst_id),
-                seen_as: end(half.addr, half.id),
+                seen_as: end(addr, id),
             },
-            why,
-            age: seconds(age(now, half.created)),
-            packets: [out, into],
-            bytes: [bytes_out, bytes_in],
+            why: ended.why,
+            age: seconds(age(ended.at, created)),
+            packets: ended.packets,
+            bytes: ended.bytes,
         });
     }
 

@@ -1,6 +1,7 @@
 //! One pass through the mappings.
 
 use super::accounts::Accounts;
+use super::clock::now;
 use super::ended::EndedMappings;
 use super::eviction::Candidates;
 use super::replies::Replies;
@@ -8,10 +9,10 @@ use super::stale::StaleMappings;
 use super::tally::Tally;
 use super::{SweepRules, SweepStats};
 use crate::datapath::batch;
-use crate::datapath::mapping_log::{SharedLog, Teller, Why};
+use crate::datapath::mapping_log::{SharedLog, Teller};
 use crate::datapath::maps::Maps;
 use crate::datapath::rule_counts::EndedTraffic;
-use crate::events::EndedBy;
+use crate::datapath::{EndedBy, EndedMapping};
 use anyhow::{Context as _, Result};
 use aya::maps::{HashMap as BpfHashMap, MapData};
 use netdp_common::flow::Carried;
@@ -278,30 +279,39 @@ impl<'a> Pass<'a> {
         *count += 1;
         self.accounts.count_ended(tuple, half);
         // One that a pass has read lacks its bytes.
-        let needs_bytes = self.tally.is_some() || self.told.is_wanted();
+        let needs_bytes = self.is_followed();
         let is_complete =
             |reply: &Mapping| !needs_bytes || reply.flags & Half::Reply.counted() != 0;
         let reply = reply.filter(is_complete);
         let reply = reply.or_else(|| maps.rev_snat.get(wire, 0).ok());
-        if let Some(tally) = &mut self.tally {
-            tally.ended(maps, (tuple, wire), half, reply.as_ref(), false);
-        }
-        self.teller.ends(maps, tuple, half, why.into());
-        self.end(maps, (tuple, wire), half, reply.as_ref(), why);
+        self.end(maps, (tuple, wire), half, reply.as_ref(), (why, false));
     }
 
-    /// Adds a mapping, with its original tuple and its wire tuple, to those that end.
+    /// Reports whether somebody wants to know which mappings end.
+    const fn is_followed(&self) -> bool {
+        self.tally.is_some() || self.told.is_wanted() || self.teller.is_wanted()
+    }
+
+    /// Adds a mapping, with its original tuple and its wire tuple, to those that end. `was_kept`: it was
+    /// counted as staying before.
     fn end(
         &mut self,
         maps: &Maps,
         (tuple, wire): (&Tuple, &Tuple),
         half: &Mapping,
         reply: Option<&Mapping>,
-        why: EndedBy,
+        (why, was_kept): (EndedBy, bool),
     ) {
         self.ended.push((*tuple, *wire));
-        let now = self.conditions.now;
-        self.told.add(maps, (tuple, wire), half, reply, why, now);
+        if self.is_followed() {
+            let now = self.conditions.now;
+            let ended = EndedMapping::of(maps, (tuple, wire), half, reply, (why, now));
+            if let Some(tally) = &mut self.tally {
+                tally.ended(&ended, half, reply, was_kept);
+            }
+            self.told.add(&ended);
+            self.teller.ends(&ended);
+        }
         self.sent.add(maps, tuple, half);
         if half.is_carried_over() {
             self.carried.push(Half::Original.traffic_key(tuple));
@@ -353,7 +363,7 @@ impl<'a> Pass<'a> {
         }
         self.teller.removing();
         let removed = self.remove_halves(maps);
-        self.teller.tell(maps)?;
+        self.teller.tell(now(maps), removed.is_ok())?;
         removed?;
         maps.remove_traffic(&self.carried)?;
         self.carried.clear();
@@ -433,11 +443,8 @@ impl<'a> Pass<'a> {
                 let idle = idle(self.conditions.now, half.last_seen, reply.last_seen);
                 let carried = Carried::by(tuple, &half, Some(&reply));
                 if eviction_class(&carried, idle) == Some(candidate.class) {
-                    if let Some(tally) = &mut self.tally {
-                        tally.ended(maps, (tuple, wire), &half, Some(&reply), true);
-                    }
-                    self.teller.ends(maps, tuple, &half, Why::Room);
-                    self.end(maps, (tuple, wire), &half, Some(&reply), EndedBy::Room);
+                    let why = (EndedBy::Room, true);
+                    self.end(maps, (tuple, wire), &half, Some(&reply), why);
                     self.accounts.count_evicted(tuple, &half);
                     self.stats.live -= 1;
                     self.stats.evicted += 1;

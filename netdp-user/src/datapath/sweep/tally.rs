@@ -1,5 +1,6 @@
 //! What passes count for metrics, from the mappings that they read anyway.
 
+use crate::datapath::EndedMapping;
 use crate::datapath::maps::Maps;
 use crate::datapath::usage::{ByProtocol, TOLD_APART, Usage};
 use netdp_common::flow::age;
@@ -108,14 +109,13 @@ impl Tally {
     /// Counts a mapping that ends. `was_kept`: it was counted as staying before.
     pub fn ended(
         &mut self,
-        maps: &Maps,
-        (tuple, wire): (&Tuple, &Tuple),
+        ended: &EndedMapping,
         half: &Mapping,
         reply: Option<&Mapping>,
         was_kept: bool,
     ) {
-        let (_, bytes_out) = maps.traffic(Half::Original, tuple, half);
-        let bytes_in = reply.and_then(|reply| maps.traffic(Half::Reply, wire, reply).1);
+        let tuple = &ended.mapping.tuple;
+        let [bytes_out, bytes_in] = ended.bytes;
         self.change(tuple, |change| {
             change.bytes_out += bytes_out.unwrap_or(0);
             change.bytes_in += bytes_in.unwrap_or(0);

@@ -419,3 +419,24 @@ fn wrong_targets_are_refused() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn what_ends_with_the_datapath_is_a_gap() -> Result<()> {
+    let mut logged = Logged::start(&["--on-exit=detach"])?;
+    let mut tcp = Tcp::connect(logged.world.pod(0), from_port(44_005, logged.to), logged.to)?;
+    tcp.ask()?;
+    let pod = SocketAddr::new(logged.world.pod(0).v4()?.into(), 44_005).to_string();
+    wait_record(&logged.log(), "begin", &pod)?;
+    ensure!(logged.world.agent.stop()?.success());
+    let all = records(&logged.log())?;
+    let last: Vec<_> = all.iter().rev().take(2).collect();
+    let [stop, gap] = last.as_slice() else {
+        anyhow::bail!("{all:#?}");
+    };
+    ensure!(
+        stop["event"] == "stop" && gap["event"] == "gap",
+        "{last:#?}"
+    );
+    ensure!(gap["why"] == "detached", "{gap}");
+    Ok(())
+}
