@@ -15,7 +15,7 @@ const EVERY_SECONDS: u64 = 10;
 /// The window of counts, and what follows from it.
 pub(super) struct Reach {
     window: Window,
-    /// When counts were last read, in seconds since 1970; 0 for never.
+    /// Time at which counts were last read, in seconds since 1970; 0 for never.
     read_at: u64,
     /// Findings for the operator, as last reported.
     pub findings: Vec<Finding>,

@@ -31,7 +31,7 @@ struct Part {
 /// Counts of the last ten minutes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Window {
-    /// When counts were last added, in seconds since 1970; 0 for never.
+    /// Time at which counts were last added, in seconds since 1970; 0 for never.
     pub at: u64,
     /// The parts, the oldest first.
     parts: VecDeque<Part>,

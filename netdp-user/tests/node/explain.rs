@@ -385,7 +385,7 @@ fn default_list() -> Result<Section> {
     ))
 }
 
-/// What was edited is rejected, and the policy from before is in force.
+/// An edit is rejected, and the policy from before is in force.
 fn rejected() -> Result<Section> {
     let good = "nonMasqueradeCIDRs: [172.16.0.0/16]\nresyncInterval: 5s\n";
     let mut world = World::new(good, &[])?;

@@ -71,7 +71,7 @@ pub struct Pass<'a> {
     freed: Vec<Tuple>,
     /// Counts for metrics, if they are wanted.
     pub tally: Option<Tally>,
-    /// What a log of mappings is told.
+    /// Reports to a log of mappings.
     teller: Teller,
 }
 
