@@ -26,12 +26,8 @@ pub(super) struct Reach {
 impl Reach {
     /// Goes on with the window of an earlier agent.
     pub(super) fn after(dir: &StateDir) -> Self {
-        let window = Window::read(dir).unwrap_or_else(|err| {
-            log::warn!("{err:#}; counting anew");
-            Window::default()
-        });
         Self {
-            window,
+            window: Window::after(dir),
             read_at: 0,
             findings: Vec::new(),
             fault: None,

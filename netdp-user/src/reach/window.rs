@@ -55,6 +55,14 @@ impl Window {
         }
     }
 
+    /// Returns the window of an earlier agent; a new one, and a warning in the log, if it cannot be read.
+    pub(crate) fn after(dir: &StateDir) -> Self {
+        Self::read(dir).unwrap_or_else(|err| {
+            log::warn!("{err:#}; counting anew");
+            Self::default()
+        })
+    }
+
     /// Writes the window for the next agent and for `netdp suggest`.
     ///
     /// # Errors
