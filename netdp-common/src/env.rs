@@ -284,7 +284,7 @@ pub trait Routes {
     fn lookup_pod_route(&self, addr: &Addr, family: Family) -> Option<PodRoute>;
 }
 
-/// What is reported while somebody listens ([`Settings::events`]).
+/// Reports of events, made while somebody listens ([`Settings::events`]).
 pub trait Events {
     /// Reports that a mapping has begun, by its original tuple, its wire tuple, and the index in
     /// `rule_hits` of its rule. Returns `false` if it was left out, which is counted.

@@ -55,7 +55,7 @@ pub static INBOUND_USED: Array<u32, 1> = Array::new();
 pub static FRAGMENTS_IN: LruHashMap<Tuple, Fragment, 16_384> = LruHashMap::new();
 #[btf_map]
 pub static NODE_FLOWS: LruHashMap<Tuple, NodeFlow, 65_536> = LruHashMap::new();
-/// When flows were recorded in [`NODE_FLOWS`], by L4 id.
+/// Times at which flows were recorded in [`NODE_FLOWS`], by L4 id.
 #[btf_map]
 pub static NODE_FLOW_PORTS: Array<NodeFlowPorts, 1> = Array::new();
 #[btf_map]

@@ -35,7 +35,7 @@ const NETDP: &str = env!("CARGO_BIN_EXE_netdp");
 /// Rules of the policy that questions are asked about.
 const RULES: u32 = 100_000;
 
-/// How often a question is asked.
+/// Times that a question is asked.
 const ROUNDS: usize = 9;
 
 fn main() -> Result<()> {

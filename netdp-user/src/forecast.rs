@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 /// Readings of a destination that are kept.
 const PAST: usize = 60;
 
-/// How far the past has to reach for a forecast.
+/// Least time that the readings have to span for a forecast.
 const FORECAST_FROM: Duration = Duration::from_secs(20);
 
 /// Returns the destinations towards which most ports are used, at most `count`, with more than `least`

@@ -1,4 +1,4 @@
-//! How far a TCP connection has closed.
+//! Progress of closing a TCP connection.
 
 use crate::layout::Mapping;
 use crate::packet::{ACK, TcpSegment, UNKNOWN_LENGTH};

@@ -27,7 +27,7 @@ pub struct Ended {
     pub original: Mapping,
     /// The reply half as it was; an original half's copy without traffic where there was none.
     pub reply: Mapping,
-    /// What was carried over from the two halves.
+    /// Traffic that was carried over from the two halves.
     pub carried: [Traffic; 2],
     /// The time, in ticks.
     pub at: u32,

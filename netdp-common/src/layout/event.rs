@@ -103,7 +103,7 @@ pub struct DropEvent {
     pub direction: u32,
     /// The length of the packet, in bytes.
     pub length: u32,
-    /// How many of its bytes are in `packet`.
+    /// Number of its bytes that are in `packet`.
     pub captured: u32,
     /// The length of its link header, in bytes: 14 or 0.
     pub l2_len: u32,

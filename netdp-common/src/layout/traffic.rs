@@ -50,7 +50,7 @@ impl Traffic {
     }
 }
 
-/// Where the bytes begin in [`super::Mapping::traffic`]; below are the packets.
+/// First bit of the bytes in [`super::Mapping::traffic`]; below are the packets.
 const BYTES_SHIFT: u32 = 10;
 
 /// The upper bit of either part of [`super::Mapping::traffic`]. Once one of them is set (512

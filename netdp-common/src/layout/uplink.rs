@@ -24,7 +24,7 @@ pub const UPLINK_ONLY_V6: u32 = 32;
 /// The numbers that interfaces may have. [`Uplink::number`] 0 is that of all others.
 pub const UPLINK_NUMBERS: u32 = 16;
 
-/// Where the number begins in [`Uplink::flags`].
+/// First bit of the number in [`Uplink::flags`].
 const NUMBER_SHIFT: u32 = 8;
 
 /// [`SourceKey::link`]: `addr` is the source that the kernel selects for packets by that interface.

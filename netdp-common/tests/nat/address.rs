@@ -179,7 +179,7 @@ fn the_next_hops_subnet_decides_where_no_source_is_named() {
     assert_eq!(fake.out(&V4.syn()), becomes(V4.node), "another interface's");
 }
 
-/// Where every route leads to the same source, none is looked up.
+/// No route is looked up where every route leads to the same source.
 #[test]
 fn routes_are_not_looked_up_where_there_is_only_one_source() {
     for (net, only, other) in [

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 /// Minimum time between two log messages about it.
 const TOLD_EVERY: Duration = Duration::from_secs(600);
 
-/// What has been ended for room since the agent started.
+/// Mappings that were ended for room since the agent started.
 #[derive(Debug, Default)]
 pub(super) struct ForRoom {
     pub(super) ended: Option<EndedForRoom>,

@@ -1,4 +1,4 @@
-//! What the loop publishes for metrics.
+//! Values that the loop publishes for metrics.
 
 use super::facts::Facts;
 use super::modes::Ebpf;

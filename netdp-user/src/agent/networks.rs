@@ -13,7 +13,7 @@ const FIRST_ANSWER: Duration = Duration::from_secs(2);
 /// policy, and while a cluster grows there may be many in a row.
 const FOLLOW_EVERY: Duration = Duration::from_secs(5);
 
-/// When the policy last followed a change of networks, and whether another one waits.
+/// Time at which the policy last followed a change of networks, and whether another one waits.
 #[derive(Debug, Default)]
 pub(super) struct Followed {
     at: Option<Instant>,

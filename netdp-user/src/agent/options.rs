@@ -74,7 +74,7 @@ pub struct RunOptions {
     pub setup: Setup,
     /// The default timeouts, overridden by `--timeout`.
     pub timeouts: Timeouts,
-    /// How pods get their names, from `--pod-names` and `--cni-dir`.
+    /// Options of the names of pods, from `--pod-names` and `--cni-dir`.
     pub pod_names: PodNameOptions,
     /// The NAT log, from `--nat-log`; `None` if there is none.
     pub nat_log: Option<NatLogOptions>,

@@ -26,7 +26,7 @@ pub(super) struct StatusPublisher {
     checked: Vec<UplinkReport>,
     /// Fault found by the last self-check.
     pub(super) fault: Option<String>,
-    /// Whether each uplink has passed it, and its time in seconds since 1970, if there was one.
+    /// Uplinks, true if they have passed it, and its time in seconds since 1970, if there was one.
     pub(super) passed: BTreeMap<String, bool>,
     pub(super) checked_at: Option<u64>,
     /// Time at which a configuration was last accepted or rejected, in seconds since 1970.

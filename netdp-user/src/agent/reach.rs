@@ -15,7 +15,7 @@ const EVERY_SECONDS: u64 = 10;
 /// The window of counts, and what follows from it.
 pub(super) struct Reach {
     window: Window,
-    /// When counts were last read, in seconds since 1970; 0 for never.
+    /// Time at which counts were last read, in seconds since 1970; 0 for never.
     read_at: u64,
     /// Findings for the operator, as last reported.
     pub findings: Vec<Finding>,
@@ -26,12 +26,8 @@ pub(super) struct Reach {
 impl Reach {
     /// Goes on with the window of an earlier agent.
     pub(super) fn after(dir: &StateDir) -> Self {
-        let window = Window::read(dir).unwrap_or_else(|err| {
-            log::warn!("{err:#}; counting anew");
-            Window::default()
-        });
         Self {
-            window,
+            window: Window::after(dir),
             read_at: 0,
             findings: Vec::new(),
             fault: None,

@@ -20,7 +20,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-/// What to collect, and where to write it.
+/// Selection of what to collect, and the place to write it to.
 #[derive(Debug)]
 pub(crate) struct Options<'a> {
     pub(crate) bpffs: &'a Path,
@@ -43,7 +43,7 @@ pub(crate) struct Options<'a> {
 struct Part {
     /// Its file's name.
     name: &'static str,
-    /// What it has, for the list of contents.
+    /// Its contents, for the list.
     about: &'static str,
     content: Result<String>,
 }
@@ -72,7 +72,7 @@ pub(crate) fn make(options: &Options<'_>) -> Result<()> {
     write(&archive, options)
 }
 
-/// Where parts come from.
+/// Source of the parts.
 struct Source<'a> {
     options: &'a Options<'a>,
     own: Program,

@@ -27,7 +27,7 @@ pub(super) struct InstancePaths {
     pub(super) programs: Vec<PathBuf>,
 }
 
-/// Where names of pods are read.
+/// Directory in which names of pods are read.
 #[derive(Debug, Args)]
 pub(super) struct CniDir {
     /// Directory in which container runtimes cache the networks of pods, for the pods' names.
@@ -63,7 +63,7 @@ impl LogLevel {
     }
 }
 
-/// How results are printed.
+/// Format of results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Output {
     /// Text for people.

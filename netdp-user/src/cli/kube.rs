@@ -6,7 +6,7 @@ use crate::upstream::masq_agent;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
-/// Whether the API is a source.
+/// Use of the API as a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Kube {
     /// In a pod with a ServiceAccount, or with a kubeconfig; files suffice where the API denies
@@ -18,7 +18,7 @@ pub(super) enum Kube {
     Off,
 }
 
-/// How to reach the API.
+/// Access to the API.
 #[derive(Debug, Args)]
 pub(super) struct KubeAccess {
     /// Kubeconfig file. Without it, the pod's ServiceAccount; for `netdp fleet`, as kubectl.

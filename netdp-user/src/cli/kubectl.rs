@@ -106,7 +106,7 @@ struct At {
     agents: AgentFlags,
 }
 
-/// How agents are found.
+/// Selection of the agents.
 #[derive(Debug, Args)]
 struct AgentFlags {
     /// Namespace of the agents.

@@ -20,7 +20,7 @@ pub(super) struct Suggest {
     output: Output,
 }
 
-/// How the suggestion is printed.
+/// Format of the suggestion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Output {
     /// Text for people.

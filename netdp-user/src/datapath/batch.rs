@@ -2,6 +2,7 @@
 //! `BPF_MAP_UPDATE_BATCH` and `BPF_MAP_DELETE_BATCH`, which aya does not offer. Hash maps support
 //! them since Linux 5.6, tries since 5.13 (kernel/bpf/lpm_trie.c).
 
+use super::syscall::bpf;
 use anyhow::{Context as _, Result, ensure};
 use aya::Pod;
 use aya::maps::{MapData, MapType};
@@ -84,8 +85,8 @@ pub fn takes_writes(map: &MapData) -> Result<bool> {
     for command in [BPF_MAP_UPDATE_BATCH, BPF_MAP_DELETE_BATCH] {
         let mut attr = Attr::new(map.fd().as_fd(), 0, 0, 0)?;
         // SAFETY: the batch is empty, so the kernel reads no keys or values.
-        match unsafe { call(command, &mut attr) } {
-            Ok(()) => {}
+        match unsafe { bpf(command, &mut attr) } {
+            Ok(_) => {}
             // The command is unknown, or not supported for this type of map.
             Err(err) if matches!(err.raw_os_error(), Some(libc::EINVAL | ENOTSUPP)) => {
                 return Ok(false);
@@ -142,7 +143,7 @@ pub fn for_each_batch<K: Pod, V: Pod>(
         attr.out_batch = &raw mut next as u64;
         // SAFETY: the pointers are to live buffers of `count` elements of the map's sizes, and the
         // kernel writes at most that many; the batch cursor has four bytes for these types of maps.
-        let error = unsafe { call(BPF_MAP_LOOKUP_BATCH, &mut attr) }.err();
+        let error = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) }.err();
         let code = error.as_ref().and_then(std::io::Error::raw_os_error);
         // ENOSPC: a bucket holds more entries than fit; nothing was read.
         if code == Some(libc::ENOSPC) {
@@ -179,7 +180,7 @@ pub fn remove<K: Pod>(map: &MapData, mut keys: &[K]) -> Result<()> {
     while !keys.is_empty() {
         let mut attr = Attr::new(map, keys.as_ptr() as u64, 0, keys.len())?;
         // SAFETY: the kernel reads `count` keys of the map's size from a live buffer.
-        let error = unsafe { call(BPF_MAP_DELETE_BATCH, &mut attr) }.err();
+        let error = unsafe { bpf(BPF_MAP_DELETE_BATCH, &mut attr) }.err();
         let Some(error) = error else {
             return Ok(());
         };
@@ -208,7 +209,7 @@ pub fn update<K: Pod, V: Pod>(map: &MapData, keys: &[K], values: &[V]) -> Result
     let (first, value) = (keys.as_ptr() as u64, values.as_ptr() as u64);
     let mut attr = Attr::new(map, first, value, all)?;
     // SAFETY: the kernel reads `count` keys and values of the map's sizes from live buffers.
-    if unsafe { call(BPF_MAP_UPDATE_BATCH, &mut attr) }.is_ok() {
+    if unsafe { bpf(BPF_MAP_UPDATE_BATCH, &mut attr) }.is_ok() {
         return Ok(all);
     }
     // If the command failed before the first entry, `count` is unchanged.
@@ -216,23 +217,10 @@ pub fn update<K: Pod, V: Pod>(map: &MapData, keys: &[K], values: &[V]) -> Result
     Ok(if done < all { done } else { 0 })
 }
 
-/// Calls `bpf(2)` with the `batch` member.
-///
-/// # Safety
-/// The pointers in `attr` must be valid for `command`.
-unsafe fn call(command: libc::c_int, attr: &mut Attr) -> std::io::Result<()> {
-    // SAFETY: `attr` is live, and its pointers are valid as the caller has promised.
-    let status = unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<Attr>()) };
-    if status < 0 {
-        return Err(std::io::Error::last_os_error());
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::{FromRawFd as _, OwnedFd};
+    use crate::datapath::syscall::descriptor;
 
     /// The first fields of the member of `union bpf_attr` for `BPF_MAP_CREATE`.
     #[repr(C)]
@@ -259,21 +247,8 @@ mod tests {
             },
         };
         // SAFETY: the attribute is the one of this command, and outlives the call.
-        let fd = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                BPF_MAP_CREATE,
-                &raw mut create,
-                size_of::<Create>(),
-            )
-        };
-        assert!(
-            fd >= 0,
-            "this test needs root: {}",
-            std::io::Error::last_os_error()
-        );
-        // SAFETY: the kernel has just returned this descriptor, which nothing else owns.
-        let fd = unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap()) };
+        let fd = unsafe { descriptor(BPF_MAP_CREATE, &mut create) };
+        let fd = fd.expect("this test needs root");
         MapData::from_fd(fd).unwrap()
     }
 

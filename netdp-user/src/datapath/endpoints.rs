@@ -3,9 +3,10 @@
 
 use super::batch;
 use super::maps::Maps;
+use super::object;
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
-use aya::maps::{HashMap, Map};
+use aya::maps::HashMap;
 use netdp_common::layout::{Endpoint, MAPPING_HOST, Mapping, Tuple};
 use netdp_common::nat::endpoints;
 
@@ -14,9 +15,7 @@ use netdp_common::nat::endpoints;
 /// # Errors
 /// Returns an error if a map can't be read or written.
 pub fn fill(object: &mut Ebpf, maps: &Maps) -> Result<()> {
-    let map: &mut Map = object
-        .map_mut("WIRE_ENDPOINTS")
-        .context("the eBPF object has no map WIRE_ENDPOINTS")?;
+    let map = object::map_mut(object, "WIRE_ENDPOINTS")?;
     let mut index = HashMap::<_, Tuple, Endpoint>::try_from(map)?;
     let mut failed = None;
     batch::for_each(&maps.rev_snat_data, |wire: &Tuple, half: &Mapping| {

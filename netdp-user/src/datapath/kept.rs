@@ -11,7 +11,7 @@ use netdp_common::flow::{DRAIN_SECONDS, INBOUND_SECONDS};
 use netdp_common::layout::{Addr, Inbound, Live, POLICY_WAS_BYPASSED, Tuple, pins, proto};
 use std::path::Path;
 
-/// Why a flow keeps the pod's address.
+/// The reason for which a flow keeps the pod's address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeptReason {
     /// It began outside.
@@ -38,7 +38,7 @@ pub enum KeptState {
 pub struct Kept {
     /// The tuple of the pod's packets.
     pub tuple: Tuple,
-    /// Why it keeps the address.
+    /// The reason for which it keeps the address.
     pub reason: KeptReason,
     /// Progress.
     pub state: KeptState,

@@ -2,6 +2,7 @@
 //! programs and not pinned.
 
 use super::maps::ignore_missing;
+use super::object;
 use crate::uplinks::Mac;
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
@@ -31,9 +32,7 @@ pub(super) fn remove(object: &mut Ebpf, mac: &Mac) -> Result<()> {
 }
 
 fn open(object: &mut Ebpf) -> Result<HashMap<&mut MapData, MacKey, u32>> {
-    let map = object.map_mut(NAME);
-    let map = map.with_context(|| format!("the eBPF object has no map {NAME}"))?;
-    Ok(map.try_into()?)
+    Ok(object::map_mut(object, NAME)?.try_into()?)
 }
 
 const fn key(mac: &Mac) -> MacKey {

@@ -1,4 +1,4 @@
-//! What the datapath tells a log of mappings: which live, and which have ended.
+//! Reports of the datapath to a log of mappings: which live, and which have ended.
 
 use super::ended::{EndedBy, EndedMapping, Identity};
 use super::maps::Maps;
@@ -70,7 +70,7 @@ pub(crate) fn lock<L: MappingLog + ?Sized>(log: &Mutex<L>) -> MutexGuard<'_, L> 
     log.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What one thread has to tell a log, collected for a batch of mappings.
+/// One thread's reports to a log, collected for a batch of mappings.
 #[derive(Default)]
 pub(super) struct Teller {
     log: Option<SharedLog>,

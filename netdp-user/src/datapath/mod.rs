@@ -37,6 +37,7 @@ mod self_check;
 mod setup;
 mod sources;
 mod sweep;
+pub(crate) mod syscall;
 mod tables;
 mod tap;
 mod tcx;

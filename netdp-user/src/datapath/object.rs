@@ -4,7 +4,7 @@ use super::hook::{EGRESS, HAIRPIN, INGRESS};
 use super::setup::Setup;
 use crate::limits;
 use anyhow::{Context as _, Result, anyhow, bail};
-use aya::maps::{MapInfo, MapType};
+use aya::maps::{Map, MapInfo, MapType};
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
 use netdp_common::layout;
@@ -50,6 +50,15 @@ pub fn load(bpffs: &Path, setup: &Setup) -> Result<Ebpf> {
         loaded(&mut object, name)?;
     }
     Ok(object)
+}
+
+/// Returns a map of the object, which need not be pinned.
+///
+/// # Errors
+/// Returns an error if the object has no map of this name.
+pub fn map_mut<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Map> {
+    let map = object.map_mut(name);
+    map.with_context(|| format!("the eBPF object has no map {name}"))
 }
 
 /// Returns the number of slots of each CPU in the bypass cache, as a power of two: in the one that is

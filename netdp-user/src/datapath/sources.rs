@@ -2,6 +2,7 @@
 //! before it attaches them.
 
 use super::maps::ignore_missing;
+use super::object;
 use crate::uplinks::{SourceChoice, SourceQuery};
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
@@ -37,9 +38,7 @@ pub(super) fn remove(object: &mut Ebpf, asked: &SourceQuery) -> Result<()> {
 }
 
 fn open(object: &mut Ebpf) -> Result<LpmTrie<&mut MapData, SourceKey, Source>> {
-    let map = object.map_mut(NAME);
-    let map = map.with_context(|| format!("the eBPF object has no map {NAME}"))?;
-    Ok(map.try_into()?)
+    Ok(object::map_mut(object, NAME)?.try_into()?)
 }
 
 /// Returns the key; all bits of the interface index are significant.

@@ -11,7 +11,7 @@ pub struct Capacities {
     pub snat: u32,
     /// Reply halves of mappings, and reservations.
     pub rev_snat: u32,
-    /// What was carried over from halves.
+    /// Traffic that was carried over from halves.
     pub traffic: u32,
     /// Live inbound flows.
     pub inbound_live: u32,

@@ -3,10 +3,11 @@
 //! time later.
 
 use super::hook::Hook;
+use super::syscall::{bpf, descriptor};
 use aya::programs::loaded_programs;
 use std::ffi::CString;
-use std::io::{Error, Result};
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::io::Result;
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
@@ -255,36 +256,5 @@ const fn attach_type(hook: Hook) -> u32 {
     match hook {
         Hook::Egress => EGRESS,
         Hook::Ingress | Hook::Pod => INGRESS,
-    }
-}
-
-/// Calls [`bpf`] and takes ownership of the descriptor that it returns.
-///
-/// # Safety
-/// As for [`bpf`], and the command must return a new descriptor.
-unsafe fn descriptor<T>(command: libc::c_int, attr: &mut T) -> Result<OwnedFd> {
-    // SAFETY: the caller's promise.
-    let fd = unsafe { bpf(command, attr) }?;
-    // SAFETY: the kernel has just returned this descriptor, which nothing else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Calls `bpf(2)` and returns its result.
-///
-/// # Safety
-/// `attr` must be the attribute of the command, and the pointers in it valid.
-unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> Result<i32> {
-    // SAFETY: the size is that of the attribute; the rest is the caller's promise.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            std::ptr::from_mut(attr),
-            size_of::<T>(),
-        )
-    };
-    match i32::try_from(result) {
-        Ok(value @ 0..) => Ok(value),
-        _ => Err(Error::last_os_error()),
     }
 }

@@ -1,4 +1,4 @@
-//! How many events there were, and how many were lost: for listeners and for the metrics.
+//! Numbers of events and of lost events: for listeners and for the metrics.
 
 use super::ring::Reported;
 use super::{Kind, Lost, PerKind};

@@ -1,4 +1,4 @@
-//! What the headers of a dropped packet say, read as the programs read them.
+//! The headers of a dropped packet, read as the programs read them.
 
 use super::{Dropped, end};
 use netdp_common::packet::{self, ACK, ETH_P_IP, ETH_P_IPV6, FIN, L4, Packet, Parsed, RST, SYN};
@@ -16,11 +16,11 @@ pub(crate) struct Headers {
     pub source: SocketAddr,
     /// The destination.
     pub destination: SocketAddr,
-    /// What it is, apart from its protocol.
+    /// The sort, apart from the protocol.
     pub sort: Sort,
 }
 
-/// What a packet is.
+/// The sort of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Sort {
     /// A TCP segment with these flags.
@@ -92,7 +92,7 @@ fn field(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(field.try_into().ok()?))
 }
 
-/// What events have in common that are shown as one, and have one number.
+/// The common properties of events that are shown as one, and have one number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Alike {
     reason: u32,

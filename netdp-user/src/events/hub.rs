@@ -31,7 +31,7 @@ const ROUNDS: usize = 16;
 /// Interval at which the programs' counts of what they left out are read.
 const ACCOUNT_EVERY: Duration = Duration::from_millis(500);
 
-/// What was lost for a listener since it was told last.
+/// Numbers of events that were lost for a listener since it was told last.
 pub(super) type LostShare = Arc<Mutex<PerKind<Lost>>>;
 
 struct Listener {
@@ -48,7 +48,7 @@ pub(super) struct Hub {
     state_dir: PathBuf,
     /// Open while somebody listens.
     ring: Option<AsyncFd<Ring>>,
-    /// What was lost before it came here, as last read.
+    /// Numbers of events that were lost before they came here, as last read.
     lost: PerKind<Lost>,
     listeners: Vec<Listener>,
     next: u64,

@@ -27,7 +27,7 @@ const ATTEMPTS: u32 = 20;
 /// Bytes of lines that are written at once.
 const AT_ONCE: usize = 64 * 1024;
 
-/// What a connection wants of the hub.
+/// A request of a connection to the hub.
 pub(super) enum Command {
     /// To listen.
     Listen {
@@ -46,15 +46,15 @@ pub(super) enum Command {
     },
 }
 
-/// What a listener is given.
+/// The hub's answer to a new listener.
 pub(super) struct Given {
     /// Its number.
     pub number: u64,
     /// The lines with events.
     pub lines: mpsc::Receiver<Arc<str>>,
-    /// What was lost since it was told last.
+    /// Numbers of events that were lost since it was told last.
     pub lost: LostShare,
-    /// What it needs in `Settings::events`.
+    /// The bits that it needs in `Settings::events`.
     pub setting: u32,
 }
 

@@ -3,7 +3,7 @@
 use super::{Alike, Event, Headers, What};
 use std::collections::HashMap;
 
-/// How many are remembered. Packets that are alike count as one.
+/// The most that are remembered. Packets that are alike count as one.
 const MOST: usize = 200;
 
 #[derive(Debug)]

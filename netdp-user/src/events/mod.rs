@@ -154,7 +154,7 @@ impl Lost {
 pub(crate) struct LostOfKind {
     /// The kind.
     pub kind: Kind,
-    /// How many, by cause.
+    /// The numbers of them, by cause.
     #[serde(flatten)]
     pub lost: Lost,
 }
@@ -182,11 +182,11 @@ impl PerKind<Lost> {
 pub(crate) struct Event {
     /// The time, in nanoseconds since 1970.
     pub time: u64,
-    /// What has happened.
+    /// The content.
     pub what: What,
 }
 
-/// What has happened.
+/// The content of an event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum What {
@@ -249,7 +249,7 @@ pub(crate) struct Ended {
     /// Its ends.
     #[serde(flatten)]
     pub ends: Ends,
-    /// Why.
+    /// The reason.
     pub why: EndedBy,
     /// Seconds from its begin on.
     pub age: u64,
@@ -280,7 +280,7 @@ pub(crate) struct Dropped {
     pub id: Option<u16>,
 }
 
-/// What the agent tells.
+/// A message of the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Note {
     /// The message.

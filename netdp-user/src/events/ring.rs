@@ -107,7 +107,7 @@ impl Ring {
     }
 }
 
-/// What the programs have counted since the maps were made.
+/// Numbers of events that the programs have counted since the maps were made.
 pub(super) struct Reported(PerCpuArray<MapData, EventCount>);
 
 impl Reported {

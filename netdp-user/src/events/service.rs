@@ -96,7 +96,7 @@ fn listen(state_dir: &Path) -> Result<UnixListener> {
     made().with_context(|| format!("making the socket {}", path.display()))
 }
 
-/// Where the agent tells of events. Never waits.
+/// The agent's end of the queue of events. Never waits.
 #[derive(Clone)]
 pub(crate) struct Sender {
     events: mpsc::Sender<Event>,

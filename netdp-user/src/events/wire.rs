@@ -1,4 +1,4 @@
-//! What is said over the agent's socket: lines of JSON in both directions. Both sides are netdp;
+//! The protocol of the agent's socket: lines of JSON in both directions. Both sides are netdp;
 //! their versions differ only during an upgrade.
 
 use super::{Event, Kind, LostOfKind};
@@ -34,7 +34,7 @@ pub(crate) enum Reply {
     },
     /// An event.
     Event(Event),
-    /// What was lost since the last such line.
+    /// Numbers of events that were lost since the last such line.
     Lost(Vec<LostOfKind>),
     /// That was all: the listener has ended.
     End,
@@ -42,7 +42,7 @@ pub(crate) enum Reply {
     Recalled(Event),
     /// It can't be had.
     Error {
-        /// Why.
+        /// The reason.
         text: String,
     },
 }

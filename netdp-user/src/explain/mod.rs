@@ -28,7 +28,7 @@ use sockets::Sockets;
 use std::cell::RefCell;
 use std::path::Path;
 
-/// Where a packet is.
+/// The place of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct At {
     /// The direction of the hook.
@@ -71,7 +71,7 @@ pub enum Verdict {
     Dropped(DropReason),
 }
 
-/// Why a packet goes on as it is.
+/// The reason for which a packet goes on as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
     /// The interface has no programs.

@@ -14,88 +14,88 @@ use netdp_common::layout::{
     reason = "the sentence of each variant says what its fields are"
 )]
 pub enum Question {
-    /// Is it an address of the node?
+    /// An address, and whether it is one of the node's.
     Local { addr: Addr, yes: bool },
-    /// Does the node receive packets to it, although it is none of its addresses?
+    /// An address, and whether the node receives packets to it although it is none of its own.
     AnyIp { addr: Addr, yes: bool },
-    /// What does the policy say of new flows to it? `None`: no entry covers it.
+    /// The policy's entry for new flows to a destination; `None`: no entry covers it.
     Policy {
         dst: Addr,
         value: Option<PolicyValue>,
     },
-    /// Is there a mapping of this tuple?
+    /// The mapping of a tuple.
     Mapping {
         tuple: Tuple,
         found: Option<Mapping>,
     },
-    /// Whose is this wire tuple?
+    /// The owner of a wire tuple.
     Owner { wire: Tuple, found: Option<Mapping> },
-    /// Can this wire tuple be claimed?
+    /// The result of claiming a wire tuple.
     Claim {
         wire: Tuple,
         result: Result<(), InsertError>,
     },
-    /// A mapping of this tuple would begin.
+    /// The mapping of a tuple that would begin.
     Begins {
         tuple: Tuple,
         result: Result<(), InsertError>,
     },
-    /// The mapping of this tuple would end.
+    /// The mapping of a tuple that would end.
     Ends { tuple: Tuple },
-    /// How many mappings and inbound flows has this bucket?
+    /// Numbers of mappings and inbound flows of a bucket.
     Share {
         bucket: u32,
         mappings: u32,
         inbound: u32,
     },
-    /// Is it a flow that keeps the pod's address, and that the pod has answered?
+    /// A flow that keeps the pod's address and that the pod has answered.
     InboundLive { tuple: Tuple, found: Option<Live> },
-    /// Is it a flow that keeps the pod's address, and that the pod has not answered?
+    /// A flow that keeps the pod's address and that the pod has not answered.
     InboundAsked {
         tuple: Tuple,
         found: Option<Inbound>,
     },
-    /// Is the port kept from mappings?
+    /// A port, and whether it is kept from mappings.
     Reserved { port: u16, yes: bool },
-    /// Does a hostPort or service of the node answer on the port?
+    /// A port, and whether a hostPort or service of the node answers on it.
     NodePort { protocol: u32, port: u16, yes: bool },
-    /// Does the node itself use the protocol with this peer?
+    /// A protocol, and whether the node itself uses it with a peer.
     NodeProtocol {
         peer: Addr,
         protocol: u32,
         yes: bool,
     },
-    /// Is it a flow of the node itself?
+    /// A flow of the node itself.
     NodeFlow {
         wire: Tuple,
         found: Option<NodeFlow>,
     },
-    /// Would a socket of the node receive packets of this wire tuple?
+    /// A wire tuple, and whether a socket of the node would receive its packets.
     Socket { wire: Tuple, yes: bool },
-    /// Since when are all ports towards this destination taken?
+    /// The time since which all ports towards a destination are taken.
     Exhausted { wire: Tuple, since: Option<u32> },
-    /// Which port has the endpoint towards other destinations?
+    /// The port of an endpoint towards other destinations.
     EndpointPort { endpoint: Tuple, port: Option<u16> },
-    /// What was decided about the datagram of a fragment?
+    /// The decision about the datagram of a fragment.
     Fragment {
         key: Tuple,
         direction: Direction,
         found: Option<Fragment>,
     },
-    /// Which route does the packet take by the uplink?
+    /// The route that the packet takes by the uplink.
     Route {
         tuple: Tuple,
         found: Option<EgressRoute>,
     },
-    /// Has the agent configured a source here for this route?
+    /// The source that the agent has configured for a route.
     Source { key: SourceKey, found: Option<Addr> },
-    /// Where is the pod?
+    /// The route to a pod.
     PodRoute { addr: Addr, found: Option<PodRoute> },
-    /// Is it an uplink?
+    /// An interface, and whether it is an uplink.
     Uplink { ifindex: u32, yes: bool },
-    /// Did the node send the packet, by its source hardware address?
+    /// The sender of the packet, by its source hardware address; `yes`: not the node.
     Bridged { yes: bool },
-    /// This could not be asked from here; the decision went on as if the answer were no.
+    /// A question that could not be asked from here; the decision went on as if the answer were no.
     NotAsked(NotAsked),
 }
 

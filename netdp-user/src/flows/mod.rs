@@ -33,7 +33,7 @@ pub(crate) use summary::By;
 /// Version of the JSON output.
 const SCHEMA: u32 = 1;
 
-/// How flows are printed.
+/// Format of flows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Format {
     /// Text for people.

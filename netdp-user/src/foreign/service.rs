@@ -72,7 +72,7 @@ fn of_table(table: &Table, connection: &Connection<'_>) -> Option<Service> {
     walk.found
 }
 
-/// What becomes of a packet after a rule or a chain.
+/// The fate of a packet after a rule or a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Then {
     /// It may meet the next rule.

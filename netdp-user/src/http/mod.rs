@@ -116,7 +116,7 @@ type Answer = Arc<dyn Fn(&Request) -> Response + Send + Sync>;
 /// Returns the answer to a request that a path does not serve; `None` if it does.
 type Refusal = Arc<dyn Fn(&Request) -> Option<Response> + Send + Sync>;
 
-/// What answers the requests of one path.
+/// The answer to requests of one path.
 struct Route {
     /// Asked first, on the thread of the server; `None` if the path serves everybody.
     refusal: Option<Refusal>,

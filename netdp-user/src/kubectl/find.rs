@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use std::net::IpAddr;
 
-/// What a command of the plugin is about.
+/// Subject of a command of the plugin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Where {
     /// A node.
@@ -21,7 +21,7 @@ pub(crate) enum Where {
     Only,
 }
 
-/// How agents are found.
+/// Selection of the agents.
 #[derive(Debug, Clone)]
 pub(crate) struct Agents {
     pub(crate) namespace: String,

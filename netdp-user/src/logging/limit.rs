@@ -19,7 +19,7 @@ const TOLD_EVERY: Duration = Duration::from_secs(1);
 /// Limit of kinds that are remembered, more than the code has places that log.
 const KINDS: usize = 4096;
 
-/// What one kind of message may still log.
+/// Allowance of one kind of message.
 #[derive(Debug)]
 struct Bucket {
     left: u32,

@@ -32,7 +32,7 @@ pub(crate) enum LogFormat {
 /// The form that messages of this process have; unset until the log is set up.
 static FORMAT: OnceLock<LogFormat> = OnceLock::new();
 
-/// Where the agent keeps its latest messages.
+/// The agent's latest messages.
 static KEPT: OnceLock<Kept> = OnceLock::new();
 
 /// The logger of the process: standard error, the kept messages, and the limit of both.

@@ -66,7 +66,7 @@ pub(crate) struct Published {
     pub config: ConfigState,
     /// The uplinks with attached programs.
     pub uplinks: Vec<UplinkReport>,
-    /// Whether each uplink has passed the last self-check.
+    /// Uplinks, each with whether it has passed the last self-check.
     pub passed: BTreeMap<String, bool>,
     /// Time of the last self-check, in seconds since 1970; `None` if there was none.
     pub checked_at: Option<u64>,
@@ -84,7 +84,7 @@ pub(crate) struct Published {
     pub local_addrs: Option<usize>,
 }
 
-/// What the agent's loop publishes for metrics.
+/// Values that the agent's loop publishes for metrics.
 #[derive(Debug)]
 pub(crate) struct AgentState {
     /// Release of the kernel.

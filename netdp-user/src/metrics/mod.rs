@@ -34,7 +34,7 @@ const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
 /// Time limit of a scrape.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Whether pods have series of their own.
+/// Series about pods that are published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum PodSeries {
     /// No series about pods.
@@ -75,7 +75,7 @@ impl<T: Source + Sync> Source for Arc<T> {
 pub(crate) struct Metrics {
     sources: Mutex<Vec<Box<dyn Source>>>,
     queue: Queue,
-    /// What the agent's loop publishes.
+    /// Values that the agent's loop publishes.
     agent: Arc<AgentState>,
 }
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// How long a name without mappings keeps its series.
+/// Time for which a name without mappings keeps its series.
 const KEPT: Duration = Duration::from_secs(3600);
 
 /// Label of pods whose name is not known. Not a possible name of a namespace.
@@ -98,7 +98,7 @@ impl Sums {
     }
 }
 
-/// What is known of each pod's address, from pass to pass.
+/// The pods by their addresses, from pass to pass.
 #[derive(Debug, Default)]
 pub(super) struct Pods {
     /// Bytes of both directions over the mappings that lived at the last pass; `None` before the

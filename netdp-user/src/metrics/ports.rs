@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// How long a high share of ports is remembered.
+/// Time for which a high share of ports is remembered.
 const RECENT: Duration = Duration::from_secs(300);
 
 /// Share of the ports from which a destination may have series of its own: one part in this many.

@@ -42,7 +42,7 @@ struct Entries {
     inbound: usize,
 }
 
-/// What a scrape reads.
+/// The counts that a scrape reads.
 #[derive(Debug)]
 struct State {
     ended: Ended,
@@ -58,7 +58,7 @@ struct State {
     cpu: Duration,
 }
 
-/// What the sweep's thread has counted.
+/// Counts of the sweep's thread.
 #[derive(Debug)]
 pub(crate) struct Sweeps {
     capacities: Capacities,

@@ -27,7 +27,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// When a metric is known.
+/// Source of a metric, with the time at which it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Read {
     /// At each scrape, from pinned maps: it goes on where it was after a restart of the agent.

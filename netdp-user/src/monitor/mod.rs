@@ -25,7 +25,7 @@ use view::View;
 /// Pause before the agent is looked for again that has just started, or ended.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// How events are printed.
+/// Format of events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     /// Lines for people.
@@ -34,7 +34,7 @@ pub(crate) enum Format {
     Jsonl,
 }
 
-/// Where to write dropped packets.
+/// File or stream to which dropped packets are written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Destination {
     /// Standard output, in place of the lines.
@@ -43,7 +43,7 @@ pub(crate) enum Destination {
     File(PathBuf),
 }
 
-/// What is to be shown.
+/// Options of `netdp monitor`.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
     pub bpffs: PathBuf,

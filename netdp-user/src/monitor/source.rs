@@ -1,4 +1,4 @@
-//! Where events come from: the agent's socket, or the ring buffer where no agent runs.
+//! Sources of events: the agent's socket, or the ring buffer where no agent runs.
 
 use super::view::View;
 use super::{Format, Options, PAUSE};
@@ -19,7 +19,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How long to wait for the agent's first line, and for its last ones.
+/// Time limit of the agent's first line, and of its last ones.
 const PATIENCE: Duration = Duration::from_secs(40);
 
 /// Interval at which the ring buffer's reader looks for an agent, and reads what was lost.
@@ -31,7 +31,7 @@ const ATTEMPTS: u32 = 25;
 /// Events that are read at once.
 const AT_ONCE: usize = 1024;
 
-/// What comes next.
+/// The next message of a source.
 pub(super) enum Incoming {
     Event(Event),
     Lost(Vec<LostOfKind>),
@@ -119,9 +119,9 @@ fn wait(fd: BorrowedFd<'_>, deadline: Instant) -> Result<()> {
 /// A connection to the agent.
 pub(super) struct Socket {
     stream: UnixStream,
-    /// What was received, from the first line on that was not taken.
+    /// Bytes that were received, from the first line on that was not taken.
     received: Vec<u8>,
-    /// How much of it was taken.
+    /// Number of them that were taken.
     taken: usize,
     rate: u32,
 }
@@ -247,7 +247,7 @@ impl Socket {
     }
 }
 
-/// What was read from the socket.
+/// The result of reading from the socket.
 enum Read {
     Line(Reply),
     Nothing,
@@ -304,7 +304,7 @@ fn tell_begin(options: &Options, rate: u32, without: &str) {
 pub(super) struct Direct {
     ring: Ring,
     events: VecDeque<Event>,
-    /// What was lost, as last read.
+    /// Numbers of lost events, as last read.
     lost: PerKind<Lost>,
     looked: Instant,
     rate: u32,

@@ -1,4 +1,4 @@
-//! What became of all events, so that the sums can be compared.
+//! Sums over all events by what became of them, so that they can be compared.
 
 use crate::events::{Kind, Lost, LostOfKind, PerKind};
 use crate::format::grouped;

@@ -1,4 +1,4 @@
-//! What is shown of the events: filters, drops that are alike merged, lines, packets.
+//! The view of the events: filters, drops that are alike merged, lines, packets.
 
 use super::capture::Capture;
 use super::line::{Line, SCHEMA, local_time, reason};
@@ -35,7 +35,7 @@ struct Group {
     differs: (bool, bool),
 }
 
-/// What was lost, for programs.
+/// A line about lost events, for programs.
 #[derive(Serialize)]
 struct LostLine<'a> {
     schema: u32,

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-/// When the file is rotated, and how many are kept.
+/// Conditions of a file's rotation, and the number of files that are kept.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rotation {
     /// Size, in bytes.

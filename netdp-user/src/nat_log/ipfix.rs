@@ -16,7 +16,7 @@ const LARGEST: usize = 1400;
 /// Interval at which templates are sent again (RFC 7011 8.1).
 const REFRESH: Duration = Duration::from_secs(60);
 
-/// How long an ICMP error about a message may take.
+/// Time limit of an ICMP error about a message.
 const ERROR_AFTER: Duration = Duration::from_millis(50);
 
 /// An information element: its number in IANA's registry, and its length.

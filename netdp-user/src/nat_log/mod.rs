@@ -46,19 +46,19 @@ const UNSAVED: u64 = 300_000;
 /// Numbers that a killed agent may have used since it last saved the next one.
 const UNSAVED_NUMBERS: u64 = 1_000_000;
 
-/// How long the agent's end waits for the log.
+/// Time for which the agent's end waits for the log.
 const PATIENCE: Duration = Duration::from_secs(4);
 
-/// How mappings are logged.
+/// Options of the NAT log.
 #[derive(Debug, Clone)]
 pub struct NatLogOptions {
-    /// Where the log goes.
+    /// The destination of the log.
     pub(crate) target: Target,
     /// True to record destinations.
     pub(crate) destinations: bool,
     /// Interval at which living mappings are recorded.
     pub(crate) alive: Duration,
-    /// When a file is rotated.
+    /// The rotation of a file.
     pub(crate) rotation: Rotation,
 }
 

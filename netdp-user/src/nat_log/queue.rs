@@ -43,11 +43,11 @@ pub(super) struct Gap {
     pub why: &'static str,
 }
 
-/// What is to be written next.
+/// The events that are written next.
 pub(super) struct Batch {
     /// In their order.
     pub events: Vec<Event>,
-    /// What was lost before.
+    /// Gaps before them.
     pub gaps: Vec<Gap>,
     /// Time, in ticks, before which every mapping that began is in these events, or in earlier ones.
     pub since: Option<u32>,

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 /// Version of the format.
 pub(crate) const VERSION: u32 = 1;
 
-/// What a record is about.
+/// The subject of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Kind {
@@ -63,7 +63,7 @@ pub(crate) struct Record<'a> {
     pub boot: Cow<'a, str>,
     /// Name of the node.
     pub node: Cow<'a, str>,
-    /// What it is about.
+    /// The subject.
     pub event: Kind,
     /// The mapping: the same in all records of one mapping, and in no others.
     #[serde(default, skip_serializing_if = "Option::is_none")]

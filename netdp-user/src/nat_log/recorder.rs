@@ -1,4 +1,4 @@
-//! What is told of mappings becomes events, each once.
+//! The recorder, which makes events of what it is told of mappings, each once.
 
 use super::counters::Cause;
 use super::queue::{Event, Gap, Numbered, Queue};

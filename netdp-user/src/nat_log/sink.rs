@@ -1,4 +1,4 @@
-//! Where the log goes.
+//! Destinations of the log.
 
 use super::counters::Cause;
 use super::file::LogFile;

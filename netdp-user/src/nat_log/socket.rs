@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How long the collector may take no bytes.
+/// Time for which the collector may take no bytes.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The log as lines to a collector.

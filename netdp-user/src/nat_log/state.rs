@@ -1,4 +1,4 @@
-//! What the next agent has to know of the log: one small file, whatever the number of mappings.
+//! The state of the log for the next agent: one small file, whatever the number of mappings.
 
 use crate::state_dir::StateDir;
 use anyhow::Result;
@@ -49,7 +49,7 @@ impl Clock {
 pub(crate) struct Saved {
     /// Version of this format.
     pub schema: u32,
-    /// Where the log goes, as `--nat-log` says it.
+    /// The destination of the log, as `--nat-log` names it.
     pub target: String,
     /// The kernel's `boot_id`.
     pub boot: String,

@@ -1,4 +1,4 @@
-//! Where `--nat-log` says that the log goes.
+//! The destination of the log, from `--nat-log`.
 
 use crate::private;
 use anyhow::{Context as _, Result, ensure};
@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// Where the log goes.
+/// The destination of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Target {
     /// JSON lines to a file.

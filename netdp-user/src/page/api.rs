@@ -27,7 +27,7 @@ const MOST: usize = 10_000;
 /// Parameters of an explanation.
 pub(super) const EXPLAIN: &[&str] = &["from", "to", "protocol"];
 
-/// Why there is no answer: the status, and a line for people.
+/// The reason for which there is no answer: the status, and a line for people.
 pub(super) type Problem = (StatusCode, String);
 
 /// A path, and how it is answered.

@@ -1,4 +1,4 @@
-//! What maps and files say now. A look at very many mappings takes a while, so it serves all requests
+//! Looks at maps and files. A look at very many mappings takes a while, so it serves all requests
 //! for some time.
 
 use super::Place;
@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 /// Destinations that are shown.
 const DESTINATIONS: usize = 10;
 
-/// How long a look counts at least.
+/// The least time for which a look counts.
 const LASTS: Duration = Duration::from_secs(1);
 
-/// How many times its own duration a look counts: looks take 2 per cent of a core at most.
+/// Multiple of its own duration for which a look counts: looks take 2 per cent of a core at most.
 const PAUSE: u32 = 50;
 
 /// One look.
@@ -38,7 +38,7 @@ pub(super) struct Look {
 /// Ports towards the destinations that use most.
 #[derive(Debug)]
 pub(super) struct Ports {
-    /// How many there are towards each.
+    /// Number of ports towards each.
     pub of: u64,
     /// Those that use most, the first most.
     pub used: Vec<Used>,

@@ -44,7 +44,7 @@ pub use access::HttpPage;
 /// Time limit of an answer: below that of a connection.
 const LIMIT: Duration = Duration::from_secs(4);
 
-/// Where the page reads.
+/// Directories that the page reads.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
     /// Directory of the pinned maps.

@@ -54,7 +54,7 @@ impl Sample {
     }
 }
 
-/// What a line of the past is about.
+/// The quantity that a line of the past shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Series {
     Masqueraded,

@@ -12,7 +12,7 @@ use crate::report::{ConfigReport, Report, Status, UplinkReport};
 use netdp_common::layout::{Action, proto};
 use std::time::Instant;
 
-/// What a name may contain that was made to do harm, longer than anything is shown.
+/// Returns a name that was made to do harm, longer than anything is shown.
 fn hostile() -> String {
     let script = "<script>alert(1)</script>\"' onload='x' &amp; \u{202e}";
     format!("{script}{}", "<b>".repeat(100))

@@ -25,7 +25,7 @@ pub(crate) const DIRECTORY: &str = "/var/lib/cni/results";
 /// The index's name in the state directory.
 pub(crate) const FILE: &str = "pods.json";
 
-/// Where names of pods come from.
+/// Source of the names of pods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum PodNames {
     /// libcni's cache of results, where there is one.
@@ -38,10 +38,10 @@ pub enum PodNames {
     Off,
 }
 
-/// How the agent learns names of pods.
+/// Options of the names of pods.
 #[derive(Debug, Clone)]
 pub struct PodNameOptions {
-    /// Where names come from.
+    /// Source of the names.
     pub source: PodNames,
     /// libcni's cache of results.
     pub cni_dir: PathBuf,

@@ -14,14 +14,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// How long to wait after a change, because a file is created before it is written.
+/// Time to wait after a change, because a file is created before it is written.
 const DEBOUNCE: Duration = Duration::from_millis(200);
 
 /// Time between two looks at a directory that is watched, in case a change went unnoticed, and at one
 /// that is missing.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// How long an ended pod is remembered beyond the longest timeout of its mappings.
+/// Time for which an ended pod is remembered beyond the longest timeout of its mappings.
 const BEYOND: Duration = Duration::from_secs(600);
 
 /// Returns the longest timeout of a mapping, in seconds.

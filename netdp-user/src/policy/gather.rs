@@ -56,7 +56,7 @@ pub(crate) struct Row {
     /// Number of rules around it.
     pub depth: usize,
     pub action: Action,
-    /// Where it comes from; `None` if the report does not have it.
+    /// Its origin; `None` if the report does not have it.
     pub origin: Option<String>,
     pub counts: Option<Counts>,
     /// Codes of findings about it.

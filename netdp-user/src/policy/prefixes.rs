@@ -13,7 +13,7 @@ pub(crate) struct PrefixUse {
     pub prefix: Option<IpNet>,
     /// Number of rules around it.
     pub depth: usize,
-    /// Whether its destinations are masqueraded.
+    /// True if its destinations are masqueraded.
     pub is_masqueraded: bool,
     /// Packets that pods have sent to its destinations.
     pub packets: u64,
@@ -21,7 +21,7 @@ pub(crate) struct PrefixUse {
     pub bytes: u64,
     /// Mappings that began because of it.
     pub flows: u64,
-    /// Where it comes from, if that is known.
+    /// Its origin, if that is known.
     pub origin: Option<String>,
 }
 

@@ -31,7 +31,7 @@ struct Part {
 /// Counts of the last ten minutes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Window {
-    /// When counts were last added, in seconds since 1970; 0 for never.
+    /// Time at which counts were last added, in seconds since 1970; 0 for never.
     pub at: u64,
     /// The parts, the oldest first.
     parts: VecDeque<Part>,
@@ -53,6 +53,14 @@ impl Window {
             Some(bytes) => serde_json::from_slice(&bytes)
                 .with_context(|| format!("reading {}", dir.file(FILE).display())),
         }
+    }
+
+    /// Returns the window of an earlier agent; a new one, and a warning in the log, if it cannot be read.
+    pub(crate) fn after(dir: &StateDir) -> Self {
+        Self::read(dir).unwrap_or_else(|err| {
+            log::warn!("{err:#}; counting anew");
+            Self::default()
+        })
     }
 
     /// Writes the window for the next agent and for `netdp suggest`.

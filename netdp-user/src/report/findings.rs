@@ -11,7 +11,7 @@ pub(super) const FILLING: usize = 85;
 pub(crate) struct Finding {
     pub severity: Severity,
     pub code: Option<Code>,
-    /// What was found, one line.
+    /// The finding, in one line.
     pub text: String,
 }
 

@@ -44,13 +44,9 @@ pub(super) struct Attempts {
 impl Attempts {
     /// Goes on with the counts of an earlier agent.
     pub(super) fn after(dir: &StateDir) -> Self {
-        let window = Window::read(dir).unwrap_or_else(|err| {
-            log::warn!("{err:#}; counting anew");
-            Window::default()
-        });
         Self {
             waiting: HashMap::new(),
-            window,
+            window: Window::after(dir),
             looked: Instant::now(),
         }
     }

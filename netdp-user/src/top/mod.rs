@@ -33,10 +33,10 @@ use view::View;
 
 pub(crate) use view::Sort;
 
-/// How long the screen waits for a key before it looks for a new sample.
+/// Time for which the screen waits for a key before it looks for a new sample.
 const POLL: Duration = Duration::from_millis(100);
 
-/// How long crossterm may take to read what was typed; without any time it reads nothing.
+/// Time that crossterm may take to read what was typed; without any it reads nothing.
 const PARSE: Duration = Duration::from_millis(1);
 
 /// Size of the frame of `--once`, in columns and rows, where the terminal does not tell.
@@ -53,7 +53,7 @@ pub(crate) struct Options {
     pub tab: usize,
 }
 
-/// Where `netdp top` looks.
+/// Directories that `netdp top` reads.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Paths<'a> {
     /// Directory of the pinned maps.

@@ -41,7 +41,7 @@ pub(super) struct UplinkSample {
 pub(super) struct Sample {
     /// The time of the look.
     pub at: Instant,
-    /// How long it took.
+    /// The time that it took.
     pub took: Duration,
     /// Names of pods.
     pub names: Arc<Names>,
@@ -82,7 +82,7 @@ pub(super) struct Sampler {
     counting: Option<Counting>,
 }
 
-/// How long names of pods are not read again.
+/// Time for which names of pods are not read again.
 const NAMES_LAST: Duration = Duration::from_secs(10);
 
 impl Sampler {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 /// Milliseconds by which times of mappings may be off: a tick of the datapath.
 const SLACK: u64 = 68;
 
-/// What is known of a mapping's end. Times are in milliseconds since 1970.
+/// The end of a mapping, as far as it is known. Times are in milliseconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
     /// It ended.
@@ -56,7 +56,7 @@ impl Gap {
     }
 }
 
-/// What is known about a time.
+/// The findings about a time.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
     /// Mappings that had the address.

@@ -84,7 +84,7 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// What is asked.
+/// A question about an address on the wire.
 #[derive(Debug, Clone)]
 pub(crate) struct Question {
     /// The address on the wire.
@@ -116,7 +116,7 @@ impl Question {
     }
 }
 
-/// Where the answer is looked for.
+/// Places in which the answer is looked for.
 #[derive(Debug)]
 pub(crate) struct Places<'a> {
     /// Pinned maps.

@@ -1,4 +1,4 @@
-//! What the log and the maps know of an address on the wire.
+//! Records of the log and entries of the maps that are about an address on the wire.
 
 use super::Question;
 use super::find::{Candidate, End, Gap};
@@ -14,13 +14,13 @@ use std::io::BufRead as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-/// What every record about a mapping has.
+/// Beginning of a field that every record about a mapping has.
 const SEEN_AS: &str = "\"seen_as\":\"";
 
 /// A mapping by its records: boot and id.
 type Key = (String, String);
 
-/// What is known.
+/// The mappings and gaps that are known.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     mappings: HashMap<Key, Candidate>,

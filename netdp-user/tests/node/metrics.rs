@@ -24,7 +24,7 @@ resyncInterval: 1h
 const HTTP: &str = "127.0.0.1:10268";
 const METRICS: &str = "127.0.0.1:10269";
 
-/// How many scrapes are measured.
+/// Number of scrapes that are measured.
 const SCRAPES: u32 = 50;
 
 /// Number of an IPsec AH packet, which can't be translated.

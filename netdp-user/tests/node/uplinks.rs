@@ -222,7 +222,7 @@ fn an_uplink_that_is_made_again_leaks_nothing_once_it_is_set_up() -> Result<()> 
     Ok(())
 }
 
-/// When the old address is removed, flows on it end; new ones use the new address.
+/// Flows on an old address end when it is removed; new ones use the new address.
 #[test]
 fn new_flows_use_the_new_address() -> Result<()> {
     let world = World::start()?;

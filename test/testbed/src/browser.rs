@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 /// Timeout for an answer of the browser, and for a page to load.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How a page is shown.
+/// Width and colours with which a page is shown.
 #[derive(Debug, Clone, Copy)]
 pub struct Viewport {
     /// Width of the window, in CSS pixels.

@@ -20,7 +20,7 @@ const ALERTMANAGER: u16 = 9093;
 /// Port of the receiver.
 const RECEIVER: u16 = 9099;
 
-/// What a Prometheus scrapes and evaluates, each second.
+/// Targets and rules of a Prometheus that scrapes and evaluates each second.
 #[derive(Debug, Default)]
 pub struct Scraped {
     /// Endpoints of the job `netdp`, with the label `instance` of each.

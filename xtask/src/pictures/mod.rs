@@ -77,7 +77,7 @@ const PICTURES: [Picture; 3] = [
 /// Address of the page.
 const PAGE: &str = "127.0.0.1:10268";
 
-/// How long the page's lines are to reach back.
+/// The past that the page's lines are to show.
 const PAST: Duration = Duration::from_secs(200);
 
 /// Pictures of the page: name, width, whether it is dark, and the most height, in pixels.

@@ -21,7 +21,7 @@ const SHORTEST_CHECK: Duration = Duration::from_millis(20);
 /// Upper bound of the rate of new mappings on any node, per second.
 const MAX_RATE: u64 = 50_000;
 
-/// How long the end of a sweep that was stopped is waited for.
+/// Time limit of the end of a sweep that was stopped.
 const FINISH: Duration = Duration::from_secs(3);
 
 /// Cause of a sweep.
@@ -39,9 +39,9 @@ struct Request {
     cause: Cause,
     /// The policy in force; `None` if it could not be read.
     policy: Option<NumberedPolicy>,
-    /// Where ended mappings are told.
+    /// Sender of events about ended mappings.
     events: Option<events::Sender>,
-    /// What counts for metrics, with the first request after it was set.
+    /// Recorder of the metrics, with the first request after it was set.
     recorder: Option<SweepRecorder>,
 }
 
@@ -73,7 +73,7 @@ pub(in crate::agent) struct SweeperThread {
     pressure_at: Option<u64>,
     /// Time of the next check of the tables.
     check_at: Instant,
-    /// What counts for metrics, until the thread has it.
+    /// Recorder of the metrics, until the thread has it.
     recorder: Option<SweepRecorder>,
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 /// Interval between Events about one network.
 const EVERY: Duration = Duration::from_secs(3600);
 
-/// When an Event about each network was last published.
+/// Time at which an Event about each network was last published.
 #[derive(Debug, Default)]
 pub(super) struct Hourly(BTreeMap<String, Instant>);
 

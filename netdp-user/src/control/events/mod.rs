@@ -55,6 +55,18 @@ struct EventDraft {
     message: String,
 }
 
+impl EventDraft {
+    /// Drafts a warning about the Node.
+    const fn warn_of_node(reason: &'static str, message: String) -> Self {
+        Self {
+            involved: Involved::Node,
+            kind: "Warning",
+            reason,
+            message,
+        }
+    }
+}
+
 /// Publishes Events about the agent's status, forever.
 pub(super) async fn publish(
     client: Client,
@@ -100,14 +112,7 @@ fn drafts(before: &AgentStatus, now: &AgentStatus) -> Vec<EventDraft> {
     if now.serial != before.serial {
         about_config(before, now, &mut found);
     }
-    let mut node = |reason, message| {
-        found.push(EventDraft {
-            involved: Involved::Node,
-            kind: "Warning",
-            reason,
-            message,
-        });
-    };
+    let mut node = |reason, message| found.push(EventDraft::warn_of_node(reason, message));
     let lost: Vec<_> = before
         .uplinks
         .iter()
@@ -202,14 +207,7 @@ fn about_config(before: &AgentStatus, now: &AgentStatus, found: &mut Vec<EventDr
             }
         }
     }
-    let mut node = |reason, message| {
-        found.push(EventDraft {
-            involved: Involved::Node,
-            kind: "Warning",
-            reason,
-            message,
-        });
-    };
+    let mut node = |reason, message| found.push(EventDraft::warn_of_node(reason, message));
     if !others.is_empty() {
         let message = format!(
             "{}; the previous configuration stays in force",
@@ -341,12 +339,7 @@ impl Publisher<'_> {
     fn queue_ongoing(&mut self, notes: &[Note]) {
         self.has_unpublished = false;
         for (reason, texts) in self.ongoing.unpublished(notes) {
-            let draft = EventDraft {
-                involved: Involved::Node,
-                kind: "Warning",
-                reason,
-                message: texts.join("; "),
-            };
+            let draft = EventDraft::warn_of_node(reason, texts.join("; "));
             if self.queue(&draft) {
                 self.ongoing.record(reason, texts);
             } else {

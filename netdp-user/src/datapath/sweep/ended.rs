@@ -7,7 +7,7 @@ use netdp_common::flow::age;
 /// Mappings that are about to end, while somebody listens.
 #[derive(Default)]
 pub struct EndedMappings {
-    /// Where they are told; `None` if nobody listens.
+    /// Sender of events about them; `None` if nobody listens.
     sender: Option<Sender>,
     waiting: Vec<Ended>,
 }

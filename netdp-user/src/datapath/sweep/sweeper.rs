@@ -44,7 +44,7 @@ pub struct Sweeper {
     secret: Secret,
     /// Time of the last sweep of inbound flows, in ticks.
     inbound_at: Option<u32>,
-    /// Where ended mappings are told.
+    /// Sender of events about ended mappings.
     events: Option<Sender>,
     /// Live inbound flows that it left.
     inbound: usize,

@@ -1,4 +1,4 @@
-//! What passes count for metrics, from the mappings that they read anyway.
+//! Counts for metrics, which passes make from the mappings that they read anyway.
 
 use crate::datapath::EndedMapping;
 use crate::datapath::maps::Maps;
@@ -8,7 +8,7 @@ use netdp_common::layout::{Half, Mapping, Tuple};
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-/// What has happened to the mappings of a pod.
+/// Changes to the mappings of a pod.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PodChange {
     /// Mappings that began.
@@ -142,12 +142,12 @@ impl Tally {
     }
 }
 
-/// What the passes of a sweeper have counted since it was last asked.
+/// Counts of the passes of a sweeper since it was last asked.
 #[derive(Debug)]
 pub struct Meter {
     /// Time of the last scan of all originals, in ticks.
     since: u32,
-    /// What has happened to mappings, by pod.
+    /// Changes to mappings, by pod.
     changes: HashMap<IpAddr, PodChange>,
     /// The result of the last full pass.
     census: Option<Census>,

@@ -13,7 +13,7 @@ pub(crate) struct Answers {
     schema: u32,
     /// True if an agent runs.
     pub(crate) agent_running: bool,
-    /// Why the newest configuration was rejected; the answers are by the earlier one.
+    /// Reasons for which the newest configuration was rejected; the answers are by the earlier one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) config_rejected: Vec<String>,
     /// One for each address of the destination.

@@ -8,7 +8,7 @@ use crate::format::grouped;
 use crate::uplinks::AddressScope;
 use std::net::IpAddr;
 
-/// How the programs that write such rules are told not to, by the names of their owners.
+/// Remedies against the programs that write such rules, by the names of their owners.
 const OFF: [(&str, &str); 6] = [
     (
         "flannel",
@@ -33,7 +33,7 @@ const OFF: [(&str, &str); 6] = [
     ),
 ];
 
-/// How kube-proxy is told to mark less: its own rule stays, for what comes from elsewhere than pods.
+/// Remedy that has kube-proxy mark less: its own rule stays, for what comes from elsewhere than pods.
 const MARK_LESS: &str = "to have netdp decide: start kube-proxy without --masquerade-all, and with the pods' networks as \
      --cluster-cidr";
 

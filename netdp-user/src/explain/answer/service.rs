@@ -8,7 +8,7 @@ use crate::foreign::{self, Connection, Service};
 /// The most endpoints of one service that are explained.
 const EXPLAINED: usize = 8;
 
-/// How a packet came to its destination.
+/// The service by which a packet came to its destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Via {
     /// Destination as the pod asks for it.

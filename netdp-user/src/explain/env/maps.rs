@@ -1,6 +1,6 @@
 //! The datapath's maps, opened so that the kernel refuses every write through them.
 
-use crate::datapath::bpffs;
+use crate::datapath::{bpffs, syscall};
 use anyhow::{Context as _, Result, ensure};
 use aya::Pod;
 use aya::maps::lpm_trie::LpmTrie;
@@ -12,8 +12,6 @@ use netdp_common::layout::{
     ShareEnded, Source, SourceKey, Traffic, Tuple, Uplink, pins,
 };
 use std::ffi::CString;
-use std::io::Error;
-use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
@@ -239,7 +237,7 @@ fn pinned(dir: &Path, file: &str) -> Result<MapData> {
         file_flags: BPF_F_RDONLY,
     };
     // SAFETY: the attribute is that of the command, and the path outlives the call.
-    let fd = unsafe { descriptor(BPF_OBJ_GET, &mut attr) };
+    let fd = unsafe { syscall::descriptor(BPF_OBJ_GET, &mut attr) };
     let fd = fd.with_context(|| format!("opening the pinned map {}", path.display()))?;
     Ok(MapData::from_fd(fd)?)
 }
@@ -259,30 +257,8 @@ fn by_id(id: u32) -> Result<MapData> {
         open_flags: BPF_F_RDONLY,
     };
     // SAFETY: the attribute is that of the command.
-    let fd = unsafe { descriptor(BPF_MAP_GET_FD_BY_ID, &mut attr) };
+    let fd = unsafe { syscall::descriptor(BPF_MAP_GET_FD_BY_ID, &mut attr) };
     Ok(MapData::from_fd(
         fd.context("opening a map of the program")?,
     )?)
-}
-
-/// Calls `bpf(2)` and takes ownership of the descriptor that it returns.
-///
-/// # Safety
-/// `attr` must be the attribute of the command, with valid pointers, and the command must return a
-/// new descriptor.
-unsafe fn descriptor<T>(command: libc::c_int, attr: &mut T) -> std::io::Result<OwnedFd> {
-    // SAFETY: the size is that of the attribute; the rest is the caller's promise.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            std::ptr::from_mut(attr),
-            size_of::<T>(),
-        )
-    };
-    match i32::try_from(fd) {
-        // SAFETY: the kernel has just returned this descriptor, which nothing else owns.
-        Ok(fd @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(Error::last_os_error()),
-    }
 }

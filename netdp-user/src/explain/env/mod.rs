@@ -32,7 +32,7 @@ const SEED: u32 = 0x9e37_79b9;
 pub(super) struct LiveEnv<'a> {
     maps: &'a LiveMaps,
     kernel: &'a RefCell<Kernel>,
-    /// Where the packet is.
+    /// The place of the packet.
     at: At,
     /// Its length from the IP header on, in bytes.
     l3_len: u32,

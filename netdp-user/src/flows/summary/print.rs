@@ -25,7 +25,7 @@ pub(super) struct Summary<'a> {
     pub counts: Counts,
     /// Set if not all mappings were asked for.
     pub is_filtered: bool,
-    /// How long the maps were read.
+    /// Time that reading the maps took.
     pub took: Duration,
     /// Ports towards one destination, where all its mappings are known.
     pub ports: Option<u64>,

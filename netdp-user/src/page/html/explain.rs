@@ -8,7 +8,7 @@ use maud::{Markup, html};
 /// Protocols that the form offers.
 const PROTOCOLS: [&str; 4] = ["tcp", "udp", "icmp", "sctp"];
 
-/// What a reader has asked.
+/// The question of a reader.
 #[derive(Debug)]
 pub(in crate::page) struct Asked<'a> {
     /// Name of the node.

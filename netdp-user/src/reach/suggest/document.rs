@@ -24,7 +24,7 @@ pub(super) struct Change {
 pub(super) struct Entry {
     /// The prefix.
     pub prefix: IpNet,
-    /// Where it is written.
+    /// The place where it is written.
     pub origin: String,
 }
 

@@ -46,9 +46,9 @@ pub(crate) enum Answer {
 #[derive(Debug, Serialize)]
 struct Suggestion {
     schema: u32,
-    /// Whether an agent runs.
+    /// True if an agent runs.
     agent_running: bool,
-    /// When attempts were last counted; absent for never.
+    /// Time at which attempts were last counted; absent for never.
     #[serde(skip_serializing_if = "Option::is_none")]
     at: Option<Timestamp>,
     /// Seconds before `at` in which they were counted.

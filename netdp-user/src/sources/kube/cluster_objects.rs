@@ -1,26 +1,18 @@
 //! Objects with networks of the cluster, reduced to what is read of them: a Node has up to hundreds
 //! of image names, and there are thousands of Nodes.
 
+use super::object::{Kind, Object};
 use ipnet::IpNet;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Resource;
 use kube::core::ClusterResourceScope;
 use serde::Deserialize;
-use std::borrow::Cow;
 use std::net::IpAddr;
 
 /// A Node: its pod CIDRs and addresses.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct ClusterNode {
-    metadata: ObjectMeta,
-    spec: NodeSpec,
-    status: NodeStatus,
-}
+pub(super) type ClusterNode = Object<NodeSpec, NodeStatus>;
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct NodeSpec {
+pub(super) struct NodeSpec {
     /// The only pod CIDR of API servers before dual-stack.
     #[serde(rename = "podCIDR")]
     pod_cidr: Option<String>,
@@ -28,9 +20,21 @@ struct NodeSpec {
     pod_cidrs: Vec<String>,
 }
 
+impl Kind for NodeSpec {
+    type Version = ();
+    type Scope = ClusterResourceScope;
+    const NAME: &'static str = "Node";
+    const PLURAL: &'static str = "nodes";
+    const GROUP: &'static str = "";
+
+    fn version((): &()) -> &'static str {
+        "v1"
+    }
+}
+
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
-struct NodeStatus {
+pub(super) struct NodeStatus {
     addresses: Vec<NodeAddress>,
 }
 
@@ -62,17 +66,25 @@ impl ClusterNode {
 }
 
 /// A ServiceCIDR.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct ServiceCidr {
-    metadata: ObjectMeta,
-    spec: ServiceCidrSpec,
-}
+pub(super) type ServiceCidr = Object<ServiceCidrSpec>;
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
-struct ServiceCidrSpec {
+pub(super) struct ServiceCidrSpec {
     cidrs: Vec<String>,
+}
+
+impl Kind for ServiceCidrSpec {
+    /// The version that the API server has.
+    type Version = &'static str;
+    type Scope = ClusterResourceScope;
+    const NAME: &'static str = "ServiceCIDR";
+    const PLURAL: &'static str = "servicecidrs";
+    const GROUP: &'static str = "networking.k8s.io";
+
+    fn version(version: &&'static str) -> &'static str {
+        version
+    }
 }
 
 impl ServiceCidr {
@@ -100,63 +112,4 @@ fn sorted<'a>(texts: impl Iterator<Item = &'a String>) -> Vec<IpNet> {
     nets.sort_unstable();
     nets.dedup();
     nets
-}
-
-impl Resource for ClusterNode {
-    type DynamicType = ();
-    type Scope = ClusterResourceScope;
-
-    fn kind((): &()) -> Cow<'_, str> {
-        "Node".into()
-    }
-
-    fn group((): &()) -> Cow<'_, str> {
-        "".into()
-    }
-
-    fn version((): &()) -> Cow<'_, str> {
-        "v1".into()
-    }
-
-    fn plural((): &()) -> Cow<'_, str> {
-        "nodes".into()
-    }
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
-}
-
-/// The version is that of the API server at hand.
-impl Resource for ServiceCidr {
-    type DynamicType = &'static str;
-    type Scope = ClusterResourceScope;
-
-    fn kind(_: &Self::DynamicType) -> Cow<'_, str> {
-        "ServiceCIDR".into()
-    }
-
-    fn group(_: &Self::DynamicType) -> Cow<'_, str> {
-        "networking.k8s.io".into()
-    }
-
-    fn version(version: &Self::DynamicType) -> Cow<'_, str> {
-        (*version).into()
-    }
-
-    fn plural(_: &Self::DynamicType) -> Cow<'_, str> {
-        "servicecidrs".into()
-    }
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
 }

@@ -11,6 +11,7 @@ mod limit;
 mod log_throttle;
 mod networks;
 mod node;
+mod object;
 mod pods;
 mod reflector;
 mod view;

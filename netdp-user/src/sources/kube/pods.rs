@@ -1,17 +1,16 @@
 //! The pods of the agent's node, for their names.
 
 use super::api_error::ApiError;
+use super::object::{Kind, Object};
 use super::reflector::ObjectStore;
 use super::view::Shared;
 use super::watch_id::WatchId;
 use crate::pods::{ApiClaims, Claim};
 use crate::time::now_milliseconds;
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::ResourceExt as _;
 use kube::core::NamespaceResourceScope;
-use kube::{Resource, ResourceExt as _};
 use serde::Deserialize;
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -22,24 +21,30 @@ const MAX_PODS: usize = 4096;
 const PER_PAGE: u32 = 50;
 
 /// A pod, reduced to what is read of it.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct NodePod {
-    metadata: ObjectMeta,
-    spec: PodSpec,
-    status: PodStatus,
-}
+pub(super) type NodePod = Object<PodSpec, PodStatus>;
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct PodSpec {
+pub(super) struct PodSpec {
     node_name: Option<String>,
     host_network: bool,
 }
 
+impl Kind for PodSpec {
+    type Version = ();
+    type Scope = NamespaceResourceScope;
+    const NAME: &'static str = "Pod";
+    const PLURAL: &'static str = "pods";
+    const GROUP: &'static str = "";
+
+    fn version((): &()) -> &'static str {
+        "v1"
+    }
+}
+
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
-struct PodStatus {
+pub(super) struct PodStatus {
     phase: Option<String>,
     #[serde(rename = "startTime")]
     start_time: Option<Timestamp>,
@@ -53,35 +58,6 @@ struct PodStatus {
 #[serde(default)]
 struct PodIp {
     ip: String,
-}
-
-impl Resource for NodePod {
-    type DynamicType = ();
-    type Scope = NamespaceResourceScope;
-
-    fn kind((): &()) -> Cow<'_, str> {
-        "Pod".into()
-    }
-
-    fn group((): &()) -> Cow<'_, str> {
-        "".into()
-    }
-
-    fn version((): &()) -> Cow<'_, str> {
-        "v1".into()
-    }
-
-    fn plural((): &()) -> Cow<'_, str> {
-        "pods".into()
-    }
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
 }
 
 impl NodePod {

@@ -253,7 +253,7 @@ fn sources_are_by_network_and_by_what_routes_name() {
     assert_eq!(source_lines(&net, &[]), wanted);
 }
 
-/// Where a second source appears, the programs have to look up routes, in its family only.
+/// Programs have to look up routes once a second source appears, in its family only.
 #[test]
 fn an_uplink_has_one_source_until_another_is_possible() {
     let only = |net: &Net| {

@@ -6,6 +6,7 @@ mod half_map;
 mod run;
 mod skb;
 mod state;
+mod tables;
 
 pub use run::{Frame, Run, Seen, Turned, becomes, tuple_of, turned};
 pub use skb::Written;

@@ -70,7 +70,7 @@ pub struct Fake {
     /// The most recent mappings, the oldest first.
     pub(super) recent: RefCell<VecDeque<Tuple>>,
     pub node_flows: RefCell<HashMap<Tuple, NodeFlow>>,
-    /// When a flow of the node was last recorded, by L4 id.
+    /// Times at which a flow of the node was last recorded, by L4 id.
     pub node_flow_stamps: RefCell<HashMap<u16, u8>>,
     /// Ingress interface of packets that the node forwards.
     pub ingress_ifindex: Cell<u32>,

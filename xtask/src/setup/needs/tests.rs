@@ -1,4 +1,5 @@
 use super::*;
+use crate::go_libraries::HELM;
 
 /// An image needs nothing of Kubernetes; a release also needs Helm.
 #[test]

@@ -20,7 +20,7 @@ pub(in crate::agent) struct Takeover {
     pub(in crate::agent) any: bool,
     /// All of it is taken over.
     pub(in crate::agent) complete: bool,
-    /// When to try again what has failed, and how long to rest after the next failure.
+    /// Time to try again what has failed, and the rest after the next failure.
     again: Option<Instant>,
     rest: Duration,
     /// Set if the obstacles have changed since the current attempt began.

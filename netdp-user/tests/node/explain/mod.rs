@@ -1,0 +1,175 @@
+//! `netdp explain` finds the cause of what operators report, on nodes that really have it; what it
+//! says to do is done, and the symptom is gone. docs/troubleshoot.md shows the transcripts.
+
+mod causes;
+mod transcript;
+
+use crate::common::clients::tcp_source;
+use crate::common::{ECHO, NETDP, SOON, options};
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use std::net::{IpAddr, SocketAddr};
+use testbed::{Agent, Bed, ConfigVolume, Host, wait_for};
+
+/// A node with a policy, pods, and hosts beyond its uplink.
+struct World {
+    agent: Agent,
+    config: ConfigVolume,
+    /// In the node's network, with a route to pods.
+    near: Host,
+    /// Behind a router, without a route to pods.
+    far: Host,
+    bed: Bed,
+}
+
+impl World {
+    fn new(config: &str, arguments: &[&str]) -> Result<Self> {
+        Self::on(Bed::dual_stack()?, config, arguments)
+    }
+
+    fn on(bed: Bed, config: &str, arguments: &[&str]) -> Result<Self> {
+        let near = bed.neighbour(0, &["10.1.0.20/16", "fd00:1::20/64"])?;
+        let far = bed.server(0, &["10.2.0.17/24", "fd00:2::17/64"])?;
+        let config = ConfigVolume::new(config)?;
+        let agent = Agent::start(&bed.node, options(&config, arguments))?;
+        Ok(Self {
+            agent,
+            config,
+            near,
+            far,
+            bed,
+        })
+    }
+
+    fn pod(&self) -> &Host {
+        &self.bed.pods[0]
+    }
+
+    /// Runs `netdp explain`; returns its standard output.
+    fn explain(&self, arguments: &[&str]) -> Result<String> {
+        self.agent.netdp(&[&["explain"], arguments].concat())
+    }
+
+    /// Returns the answers as JSON.
+    fn answers(&self, arguments: &[&str]) -> Result<Value> {
+        let all: Value =
+            serde_json::from_str(&self.explain(&[arguments, &["-o", "json"]].concat())?)?;
+        Ok(all["answers"].clone())
+    }
+
+    /// Returns the exit status of `netdp explain`.
+    fn status(&self, arguments: &[&str]) -> Result<i32> {
+        let mut command = self.agent.command(&[&["explain"], arguments].concat());
+        command.output()?.status.code().context("killed")
+    }
+
+    /// Waits until the destination sees this source of the pod's TCP connections.
+    fn wait_seen(&self, to: SocketAddr, source: &str) -> Result<()> {
+        let source: IpAddr = source.parse()?;
+        let mut seen = None;
+        wait_for(SOON, &format!("{to} to see {source}"), || {
+            seen = tcp_source(self.pod(), to).ok();
+            seen == Some(source)
+        })
+        .with_context(|| format!("it saw {seen:?}"))
+    }
+}
+
+/// libtest prints this for a failed test.
+impl Drop for World {
+    fn drop(&mut self) {
+        eprintln!("the agent wrote:\n{}", self.agent.log());
+    }
+}
+
+fn at(host: &Host, v4: bool) -> Result<SocketAddr> {
+    let address = if v4 {
+        host.v4()?.into()
+    } else {
+        host.v6()?.into()
+    };
+    Ok(SocketAddr::new(address, ECHO))
+}
+
+#[test]
+fn it_works_without_an_agent_and_says_where_it_looked_for_maps() -> Result<()> {
+    let mut world = World::new("nonMasqueradeCIDRs: [172.16.0.0/16]\n", &[])?;
+    world.agent.kill9()?;
+    let text = world.explain(&["10.2.0.17:443"])?;
+    ensure!(text.contains("no agent runs"), "{text}");
+    ensure!(
+        text.starts_with("10.2.0.17:443 sees 10.1.0.10, by eth0: masqueraded"),
+        "{text}"
+    );
+    let mut command = std::process::Command::new(NETDP);
+    command.args(["explain", "10.2.0.17", "--bpffs", "/nowhere/netdp"]);
+    let output = command.output()?;
+    let told = String::from_utf8(output.stderr)?;
+    ensure!(output.status.code() == Some(2), "{}", output.status);
+    ensure!(told.contains("/nowhere/netdp"), "{told}");
+    Ok(())
+}
+
+/// The shape of the JSON is that of docs/json.md.
+#[test]
+fn the_json_has_the_documented_fields() -> Result<()> {
+    let world = World::new(
+        "nonMasqueradeCIDRs: [10.0.0.0/8]\nmasqueradeCIDRs: [10.2.0.0/24]\n",
+        &[],
+    )?;
+    let text = world.explain(&["--from", "172.16.0.2:44216", "10.2.0.17:443", "-o", "json"])?;
+    let all: Value = serde_json::from_str(&text)?;
+    ensure!(all["schema"] == 1 && all["agent_running"] == true, "{text}");
+    let answer = &all["answers"][0];
+    let of = |key: &str| answer[key].to_string();
+    for (key, value) in [
+        ("outcome", "\"masqueraded\""),
+        ("is_certain", "true"),
+        ("codes", "[\"NDP201\"]"),
+        ("from", "\"172.16.0.2:44216\""),
+        ("any_pod", "false"),
+        ("came_by", "\"cni0\""),
+        ("to", "\"10.2.0.17:443\""),
+        ("protocol", "\"tcp\""),
+        ("seen_as", "\"10.1.0.10\""),
+        ("seen_port", "44216"),
+        ("leaves_by", "\"eth0\""),
+        (
+            "remedies",
+            "[\"to have it see the pod: add \\\"10.2.0.17/32\\\" to nonMasqueradeCIDRs\"]",
+        ),
+    ] {
+        ensure!(of(key) == value, "{key}: {} in {text}", of(key));
+    }
+    let steps = answer["steps"].as_array().context("steps")?;
+    let names: Vec<_> = steps
+        .iter()
+        .filter_map(|step| step["step"].as_str())
+        .collect();
+    let all_steps = [
+        "route",
+        "netfilter",
+        "mapping",
+        "policy",
+        "source",
+        "reply",
+        "address",
+        "port",
+    ];
+    ensure!(names == all_steps, "{names:?}");
+    let policy = &steps[3];
+    ensure!(policy["details"][0]["label"] == "masked", "{policy}");
+    // A second address of the uplink.
+    world.bed.node.ip("address add 10.5.0.1/16 dev eth0")?;
+    let answers = world.answers(&["--from", "172.16.0.2:44216", "10.2.0.17:443"])?;
+    ensure!(
+        answers[0]["codes"].to_string().contains("NDP304"),
+        "{answers}"
+    );
+    let others = answers.to_string();
+    ensure!(
+        others.contains(r#""what":"10.5.0.1","why":"not the first""#),
+        "{answers}"
+    );
+    Ok(())
+}
