@@ -75,6 +75,10 @@ pub trait Counting {
     fn count_traffic(&self, counter: impl FnOnce(&mut Counters) -> &mut Traffic, more: &Traffic);
     /// Counts a dropped packet.
     fn count_drop(&self, reason: DropReason);
+    /// Counts a new flow that was refused, for its bucket.
+    fn count_refusal(&self, bucket: u32);
+    /// Counts a search for a port that tried this many candidates.
+    fn count_search(&self, candidates: u32);
 }
 
 /// The configuration in force.

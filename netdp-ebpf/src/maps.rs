@@ -9,9 +9,10 @@ use aya_ebpf::macros::btf_map;
 use netdp_common::layout::{
     Addr, Counters, Endpoint, Fragment, Inbound, Limits, Live, MacKey, Mapping, NodeFlow,
     NodeFlowPorts, NodeProtocol, PAIR_BITS, PORT_MAPS as PORT_MAPS_LEN, Pair, PolicyValue,
-    PortMapBits, PortMapOwner, REACH as REACH_LEN, RECENT as RECENT_LEN, RESERVED_WORDS,
-    RULE_HITS as RULE_HITS_LEN, Reach, RecentAt, RuleEnded, RuleHits, SHARE_ENTRIES, Settings,
-    Share, ShareEnded, Source, SourceKey, Traffic, Tuple, UPLINK_NUMBERS, Uplink,
+    PortMapBits, PortMapOwner, PortSearches, REACH as REACH_LEN, RECENT as RECENT_LEN,
+    RESERVED_WORDS, RULE_HITS as RULE_HITS_LEN, Reach, RecentAt, RuleEnded, RuleHits,
+    SHARE_ENTRIES, Settings, Share, ShareEnded, Source, SourceKey, Traffic, Tuple, UPLINK_NUMBERS,
+    Uplink,
 };
 
 #[btf_map]
@@ -70,6 +71,11 @@ pub static RECENT: Array<Tuple, { RECENT_LEN as usize }> = Array::new();
 pub static PORT_MAP_OWNERS: Array<PortMapOwner, { PORT_MAPS_LEN as usize }> = Array::new();
 #[btf_map]
 pub static PORT_MAPS: Array<PortMapBits, { PORT_MAPS_LEN as usize }> = Array::new();
+#[btf_map]
+pub static PORT_SEARCHES: PerCpuArray<PortSearches, 1> = PerCpuArray::new();
+/// Refusals by bucket.
+#[btf_map]
+pub static REFUSALS: Array<u64, { SHARE_ENTRIES }> = Array::new();
 #[btf_map]
 pub static RECENT_AT: Array<RecentAt, 1> = Array::new();
 /// Wire tuples with the first of their ports → the tick at which all of these were taken.

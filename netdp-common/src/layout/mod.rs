@@ -18,6 +18,7 @@ mod pod;
 mod policy;
 mod port_map;
 mod reach;
+mod search;
 mod settings;
 mod share;
 mod traffic;
@@ -51,6 +52,7 @@ pub use node::{
 pub use policy::{ACTION_MASK, Action, POLICY_NO_RULE, POLICY_WAS_BYPASSED, PolicyValue};
 pub use port_map::{PORT_MAP_WORDS, PORT_MAPS, PortMapBits, PortMapOwner};
 pub use reach::{REACH, Reach, network_bits, network_of};
+pub use search::{PortSearches, SEARCH_CLASSES, search_class};
 pub use settings::{
     Limits, NO_LEAK_ADDRESS, NO_LEAK_DROP, NO_LEAK_PASS, PORT_RANGES, PortRange,
     SETTING_ANY_SOURCE, SETTING_BYPASS_CACHE_VALID, SETTING_DRAIN, SETTING_HAIRPIN,

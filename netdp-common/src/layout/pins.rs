@@ -69,6 +69,10 @@ pub const BYPASS_CACHE: &str = "bypass_cache";
 
 /// Network of a destination ([`super::network_of`]) → [`super::Reach`].
 pub const REACH: &str = "reach";
+/// 0 → [`super::PortSearches`], per CPU.
+pub const PORT_SEARCHES: &str = "port_searches";
+/// Bucket → refusals of its pods.
+pub const REFUSALS: &str = "refusals";
 /// Ring buffer of [`super::BeginEvent`] and [`super::DropEvent`].
 pub const EVENTS: &str = "events";
 /// Kind of an event (`EVENT_*`) → [`super::EventCount`], per CPU.
@@ -111,6 +115,8 @@ pub const ALL: &[(&str, &str)] = &[
     (RULE_ENDED, "RULE_ENDED"),
     (BYPASS_CACHE, "BYPASS_PAIRS"),
     (REACH, "REACH"),
+    (PORT_SEARCHES, "PORT_SEARCHES"),
+    (REFUSALS, "REFUSALS"),
     (EVENTS, "EVENTS"),
     (EVENT_COUNTS, "EVENT_COUNTS"),
     (ENDED, "ENDED"),
@@ -130,6 +136,8 @@ pub const NEW: &[&str] = &[
     BYPASS_CACHE,
     NODE_FLOW_PORTS,
     REACH,
+    PORT_SEARCHES,
+    REFUSALS,
     EVENTS,
     EVENT_COUNTS,
     ENDED,

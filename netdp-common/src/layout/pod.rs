@@ -12,6 +12,7 @@ use super::node::{NodeFlow, NodeFlowPorts, NodeProtocol};
 use super::policy::PolicyValue;
 use super::port_map::{PortMapBits, PortMapOwner};
 use super::reach::Reach;
+use super::search::PortSearches;
 use super::settings::{Limits, Settings};
 use super::share::{Share, ShareEnded};
 use super::traffic::{Pair, RuleEnded, RuleHits, Traffic};
@@ -47,6 +48,7 @@ const _: () = {
     assert!(size_of::<RuleEnded>() == 48);
     assert!(size_of::<Pair>() == 64);
     assert!(size_of::<Reach>() == 16);
+    assert!(size_of::<PortSearches>() == 136);
     assert!(size_of::<BeginEvent>() == 80);
     assert!(size_of::<DropEvent>() == 168);
     assert!(size_of::<EventCount>() == 40);
@@ -57,8 +59,8 @@ mod user {
     use super::{
         Addr, BeginEvent, Counters, DropEvent, Endpoint, EventCount, Fragment, Inbound, Limits,
         Live, MacKey, Mapping, NodeFlow, NodeFlowPorts, NodeProtocol, Pair, PolicyValue,
-        PortMapBits, PortMapOwner, Reach, RecentAt, RuleEnded, RuleHits, Settings, Share,
-        ShareEnded, Source, SourceKey, Traffic, Tuple, Uplink,
+        PortMapBits, PortMapOwner, PortSearches, Reach, RecentAt, RuleEnded, RuleHits, Settings,
+        Share, ShareEnded, Source, SourceKey, Traffic, Tuple, Uplink,
     };
 
     macro_rules! pod {
@@ -100,6 +102,7 @@ mod user {
         RuleEnded,
         Pair,
         Reach,
+        PortSearches,
         BeginEvent,
         DropEvent,
         EventCount

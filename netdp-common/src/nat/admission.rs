@@ -87,10 +87,11 @@ fn assess<E: Env>(env: &E, scratch: &mut Scratch) -> Admission {
     }
 }
 
-/// Reports whether the refusal of this packet is answered with an ICMP error. Limited to a number
-/// per interval, so that a flood does not cause another.
+/// Counts the refusal of this packet, and reports whether it is answered with an ICMP error. Limited
+/// to a number per interval, so that a flood does not cause another.
 #[inline(never)]
-pub fn is_answered<E: Env>(env: &E, pkt: &Packet) -> bool {
+pub fn refuse<E: Env>(env: &E, pkt: &Packet) -> bool {
     let bucket = key_of(env, &pkt.tuple.src).bucket();
+    env.count_refusal(bucket);
     (env.lookup_share(bucket)).is_none_or(|share| share.take_answer(env.now()))
 }

@@ -60,6 +60,7 @@ fn begin<E: Env>(env: &E, scratch: &mut Scratch, flags: u16) {
     claim.ranges = ranges_for(env, &pkt.tuple);
     claim.state = ClaimState::Searching;
     claim.tried = 0;
+    claim.candidates = 0;
     claim.evictable = [Evictable::NONE; EVICTABLES];
     (claim.is_syn, claim.syn) = match pkt.l4 {
         L4::Tcp(segment) if segment.flags & (SYN | ACK) == SYN => (1, segment.seq),
@@ -99,6 +100,9 @@ fn finish<E: Env>(env: &E, scratch: &mut Scratch, flags: u16) -> Verdict {
             env.add_rule_hits(claim.rule, &Traffic::default(), 1);
             if claim.wire.dst_id != pkt.tuple.src_id {
                 env.count(|c| &mut c.ports_changed);
+            }
+            if claim.candidates > 1 {
+                env.count_search(claim.candidates);
             }
             if claim.has_wanted == 0 || claim.wanted != u32::from(claim.wire.dst_id) {
                 remember_endpoint(env, pkt, claim.wire.dst_id);

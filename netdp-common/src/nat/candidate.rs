@@ -14,6 +14,7 @@ use crate::slot::Slot;
 /// looks up the owner only if the claim fails.
 #[inline(never)]
 pub(super) fn try_first<E: Env>(env: &E, claim: &mut Claim) -> bool {
+    claim.candidates += 1;
     if is_kept(env, claim) || belongs_to_node(env, claim) {
         return false;
     }
@@ -29,6 +30,7 @@ pub(super) fn try_first<E: Env>(env: &E, claim: &mut Claim) -> bool {
 /// or port on which the node answers.
 #[inline(always)]
 pub(super) fn try_candidate<E: Env>(env: &E, claim: &mut Claim) {
+    claim.candidates += 1;
     if is_kept(env, claim) {
         return;
     }

@@ -34,6 +34,8 @@ pub(super) struct Claim {
     pub(super) tries: u32,
     /// Number of the random candidate that was tried last.
     pub(super) tried: u32,
+    /// Number of all candidates that were tried.
+    pub(super) candidates: u32,
     /// The preferred port, if `has_wanted` is 1.
     pub(super) wanted: u32,
     pub(super) has_wanted: u32,
@@ -63,6 +65,7 @@ impl Claim {
         at: 0,
         tries: 0,
         tried: 0,
+        candidates: 0,
         wanted: 0,
         has_wanted: 0,
         key: Packet::EMPTY.tuple,

@@ -11,7 +11,7 @@ mod parse;
 use crate::direction::{Direction, End};
 use crate::env::Env;
 use crate::layout::{DropReason, EVENTS_DROP, EVENTS_REFUSED, UPLINK_UNTAGGED};
-use crate::nat::admission::is_answered;
+use crate::nat::admission::refuse;
 use crate::nat::egress::egress;
 use crate::nat::established::{Hit, fill_new};
 use crate::nat::fragment;
@@ -205,7 +205,7 @@ fn drop_packet<S: Skb, E: Env>(
     count_drop(skb, env, reason, direction);
     if direction == Direction::Egress && reason.is_refusal() {
         skb.log_refusal(env, &scratch.pkt, reason);
-        if is_answered(env, &scratch.pkt) {
+        if refuse(env, &scratch.pkt) {
             return skb.answer_refusal(env, &scratch.pkt);
         }
     }

@@ -51,6 +51,9 @@ fn colliding_ports_get_another_of_their_class() {
             let reply = first.from(&at_port(net.node, wanted)).answer();
             assert_eq!(fake.back(&reply), becomes(&at_port(net.pod, wanted)));
             assert_eq!(fake.counters().ports_changed, 1);
+            let searches = *fake.searches.borrow();
+            assert_eq!(searches.searches.iter().sum::<u64>(), 1, "the second only");
+            assert!(searches.candidates >= 2, "its own port, and another");
             assert_paired(&fake);
         }
     }

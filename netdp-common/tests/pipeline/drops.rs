@@ -40,6 +40,8 @@ fn a_flood_of_refusals_is_answered_in_part() {
         }
         assert_eq!(fake.counters().drops.no_source_address, 100);
         assert_eq!(fake.answered.get(), 8);
+        let refusals: Vec<_> = fake.refusals.borrow().values().copied().collect();
+        assert_eq!(refusals, [100], "all of one pod");
         fake.advance(1);
         fake.out(&net.udp());
         assert_eq!(fake.answered.get(), 9);
@@ -57,6 +59,7 @@ fn other_drops_are_only_counted() {
         assert_eq!(fake.counters().drops.tcp_no_flow, 1);
         assert!(fake.logged.take().is_empty());
         assert_eq!(fake.answered.get(), 0);
+        assert!(fake.refusals.borrow().is_empty(), "no new flow");
     }
 }
 

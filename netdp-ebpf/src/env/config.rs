@@ -1,7 +1,7 @@
 //! The clock, the counters, the configuration and the interface of a packet.
 
 use super::TcEnv;
-use crate::maps::{COUNTERS, LIMITS, MACS, UPLINKS};
+use crate::maps::{COUNTERS, LIMITS, MACS, PORT_SEARCHES, REFUSALS, UPLINKS};
 use crate::per_cpu::{self, Last};
 use crate::{bounded_loop, events, fib, skb};
 use aya_ebpf::helpers::bpf_get_prandom_u32;
@@ -58,6 +58,22 @@ impl Counting for TcEnv<'_> {
         {
             // SAFETY: `Drops` is repr(C) with one u64 for each reason, in order.
             unsafe { *(&raw mut (*counters).drops).cast::<u64>().add(index) += 1 };
+        }
+    }
+
+    #[inline(always)]
+    fn count_refusal(&self, bucket: u32) {
+        if let Some(refusals) = REFUSALS.get_ptr_mut(bucket) {
+            // SAFETY: a map value; an addition by another CPU at the same time may be lost.
+            unsafe { *refusals += 1 };
+        }
+    }
+
+    #[inline(always)]
+    fn count_search(&self, candidates: u32) {
+        if let Some(counted) = PORT_SEARCHES.get_ptr_mut(0) {
+            // SAFETY: this CPU's own entry; a TC program is not preempted by another on the same CPU.
+            unsafe { (*counted).count(candidates) };
         }
     }
 }

@@ -4,6 +4,7 @@ use super::counters::CounterMaps;
 use super::earlier;
 use super::entries::Entries;
 use super::mapping_log::SharedLog;
+use super::refusals::RefusalMaps;
 use super::rule_counts::RuleMaps;
 use super::setup::Setup;
 use super::sweep::now;
@@ -86,6 +87,8 @@ pub struct Maps {
     pub(super) traffic: Option<TrafficMap>,
     /// `None` if the pins are of a version without these maps.
     pub(super) rules: Option<RuleMaps>,
+    /// `None` if the pins are of a version without these maps.
+    pub(super) refusals: Option<RefusalMaps>,
     /// The lowest number that no rule has had; `None` until a policy is put in force.
     pub(super) next_rule: Option<u32>,
     /// Time at which the policy in force came into force by this handle, in ticks.
@@ -161,6 +164,7 @@ impl Maps {
             counters: CounterMaps::open(bpffs)?,
             traffic: TrafficMap::open(bpffs)?,
             rules: RuleMaps::open(bpffs)?,
+            refusals: RefusalMaps::open(bpffs)?,
             next_rule: None,
             swapped_at: None,
             reserved_ports: array(pins::RESERVED_PORTS)?.try_into()?,

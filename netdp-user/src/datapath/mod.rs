@@ -32,6 +32,7 @@ mod placed;
 mod policy;
 mod reach;
 mod refusal;
+mod refusals;
 mod rule_counts;
 mod self_check;
 mod setup;

@@ -98,7 +98,7 @@ pub fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClas
 }
 
 /// Returns the expected layout of each pinned map: file, type, key bytes, value bytes.
-fn layout() -> [(&'static str, MapType, usize, usize); 35] {
+fn layout() -> [(&'static str, MapType, usize, usize); 37] {
     let mapping = (size_of::<Tuple>(), size_of::<layout::Mapping>());
     let policy = (4 + size_of::<Addr>(), size_of::<layout::PolicyValue>());
     [
@@ -223,6 +223,13 @@ fn layout() -> [(&'static str, MapType, usize, usize); 35] {
             size_of::<Addr>(),
             size_of::<layout::Reach>(),
         ),
+        (
+            pins::PORT_SEARCHES,
+            MapType::PerCpuArray,
+            4,
+            size_of::<layout::PortSearches>(),
+        ),
+        (pins::REFUSALS, MapType::Array, 4, 8),
         (pins::EVENTS, MapType::RingBuf, 0, 0),
         (
             pins::EVENT_COUNTS,

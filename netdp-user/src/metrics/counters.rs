@@ -1,11 +1,11 @@
 //! Metrics from the pinned maps of counters, which outlive the agent.
 
-use super::samples::Samples;
-use super::table::{ALLOCATIONS, BYTES, CREATED, DROPPED, FRAGMENTS, ICMP_ERRORS, PACKETS};
+use super::samples::{Distribution, Samples};
+use super::table::{ALLOCATIONS, BYTES, CREATED, DROPPED, FRAGMENTS, ICMP_ERRORS, PACKETS, SEARCH};
 use super::{Source, lock};
 use crate::datapath::Maps;
 use anyhow::Result;
-use netdp_common::layout::{Counters, DropReason, Traffic};
+use netdp_common::layout::{Counters, DropReason, PortSearches, Traffic};
 use nix::net::if_::if_indextoname;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,6 +21,8 @@ pub(crate) struct PinnedCounters {
     maps: Mutex<Maps>,
     /// Mappings that kept their pod's port, as last told.
     kept: AtomicU64,
+    /// Mappings whose first candidate was free, as last told.
+    at_once: AtomicU64,
 }
 
 impl PinnedCounters {
@@ -32,6 +34,7 @@ impl PinnedCounters {
         Ok(Self {
             maps: Mutex::new(Maps::open(bpffs)?),
             kept: AtomicU64::new(0),
+            at_once: AtomicU64::new(0),
         })
     }
 }
@@ -49,6 +52,7 @@ impl Source for PinnedCounters {
                 names.insert(uplink.number(), name.to_string_lossy().into_owned());
             }
         }
+        let searches = maps.port_searches()?;
         let (sum, by_number) = maps.counters_by_number()?;
         drop(maps);
         let mut by_name = BTreeMap::<String, Counters>::new();
@@ -65,12 +69,40 @@ impl Source for PinnedCounters {
         samples.count(CREATED, &[], sum.mappings_created);
         // A mapping is counted before its changed port: what was read in between must not shrink.
         let kept = sum.mappings_created.saturating_sub(sum.ports_changed);
-        let kept = self.kept.fetch_max(kept, Ordering::Relaxed).max(kept);
+        let kept = never_less(&self.kept, kept);
         let refused = sum.drops.get(DropReason::NoFreePort);
         samples.count(ALLOCATIONS, &["kept"], kept);
         samples.count(ALLOCATIONS, &["changed"], sum.ports_changed);
         samples.count(ALLOCATIONS, &["refused"], refused);
+        let longer: u64 = searches.searches.iter().sum();
+        let at_once = sum.mappings_created.saturating_sub(longer);
+        let at_once = never_less(&self.at_once, at_once);
+        samples.distribution(SEARCH, by_candidates(&searches, at_once));
         Ok(())
+    }
+}
+
+/// Returns a number, but never less than before.
+fn never_less(before: &AtomicU64, number: u64) -> u64 {
+    before.fetch_max(number, Ordering::Relaxed).max(number)
+}
+
+/// Returns the distribution of the candidates of searches. `at_once`: those whose first candidate was
+/// free, which the programs do not count.
+fn by_candidates(searches: &PortSearches, at_once: u64) -> Distribution {
+    /// Class of the most candidates that a packet tries ([`netdp_common::nat`]): 256.
+    const LAST: usize = 8;
+    let mut classes = vec![(1.0, at_once)];
+    for (class, count) in searches.searches.iter().enumerate().skip(1) {
+        match classes.last_mut() {
+            Some((_, last)) if class > LAST + 1 => *last += count,
+            _ if class > LAST => classes.push((f64::MAX, *count)),
+            _ => classes.push((f64::from(1_u32 << class), *count)),
+        }
+    }
+    Distribution {
+        sum: searches.candidates + at_once,
+        classes,
     }
 }
 

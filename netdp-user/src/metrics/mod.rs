@@ -11,6 +11,7 @@ mod namespaces;
 mod nat_log;
 mod ports;
 mod process;
+mod refusals;
 mod samples;
 mod sweeps;
 mod table;

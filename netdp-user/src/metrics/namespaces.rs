@@ -27,6 +27,8 @@ pub(super) struct Sum {
     pub sent: u64,
     /// Bytes that were sent to pods.
     pub received: u64,
+    /// Packets of new flows that were refused.
+    pub refused: u64,
     /// Last time when there were mappings.
     seen: Instant,
 }
@@ -79,6 +81,13 @@ impl Sums {
         }
     }
 
+    /// Adds refusals of a pod.
+    pub(super) fn refuse(&mut self, owner: Option<&Claim>, refused: u64, now: Instant) {
+        let sum = self.of(owner, now);
+        sum.refused += refused;
+        sum.seen = now;
+    }
+
     fn of(&mut self, owner: Option<&Claim>, now: Instant) -> &mut Sum {
         let fixed = |label: &str| vec![label.to_owned(); self.labels];
         let mut name = owner.map_or_else(|| fixed(UNKNOWN), self.name);
@@ -93,6 +102,7 @@ impl Sums {
             began: 0,
             sent: 0,
             received: 0,
+            refused: 0,
             seen: now,
         })
     }

@@ -19,6 +19,16 @@ enum Value {
     Gauge(f64),
     Info,
     Histogram(Histogram),
+    Distribution(Distribution),
+}
+
+/// A distribution that something else has counted.
+#[derive(Debug, Clone)]
+pub(super) struct Distribution {
+    /// Sum of all values.
+    pub sum: u64,
+    /// Upper bounds, and how many values are in each class. The last class has no bound.
+    pub classes: Vec<(f64, u64)>,
 }
 
 /// A sample with the values of its metric's labels.
@@ -61,6 +71,11 @@ impl Samples {
         histogram: &Histogram,
     ) {
         self.add(metric, labels, Value::Histogram(histogram.clone()));
+    }
+
+    /// Adds a distribution that something else has counted.
+    pub(super) fn distribution(&mut self, metric: &'static Metric, distribution: Distribution) {
+        self.add(metric, &[], Value::Distribution(distribution));
     }
 
     fn add(&mut self, metric: &'static Metric, labels: &[&str], value: Value) {
@@ -118,6 +133,10 @@ fn encode(family: &mut MetricEncoder<'_>, labels: Vec<(&str, &str)>, value: &Val
         Value::Seconds(seconds) => encoder.encode_counter::<NoLabelSet, _, f64>(seconds, None),
         Value::Gauge(value) => encoder.encode_gauge(value),
         Value::Histogram(histogram) => histogram.encode(encoder),
+        Value::Distribution(Distribution { sum, classes }) => {
+            let count = classes.iter().map(|(_, count)| count).sum();
+            encoder.encode_histogram::<NoLabelSet>(*sum as f64, count, classes, None)
+        }
         Value::Info => Ok(()),
     }
 }

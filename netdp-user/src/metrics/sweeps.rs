@@ -2,11 +2,12 @@
 
 use super::namespaces::{Pods, Sums};
 use super::ports::Ports;
+use super::refusals::Refusals;
 use super::samples::Samples;
 use super::table::{
     ENDED, ENTRIES, MAPPINGS, MAPPINGS_MAX, MAX_ENTRIES, Metric, NAMESPACES, NS_CREATED,
-    NS_MAPPINGS, NS_RECEIVED, NS_SENT, POD_CREATED, POD_MAPPINGS, POD_RECEIVED, POD_SENT, PODS,
-    SWEEP, SWEEP_CPU,
+    NS_MAPPINGS, NS_RECEIVED, NS_REFUSED, NS_SENT, POD_CREATED, POD_MAPPINGS, POD_RECEIVED,
+    POD_REFUSED, POD_SENT, PODS, SWEEP, SWEEP_CPU,
 };
 use super::{MetricsOptions, PodSeries, Source, float, lock};
 use crate::datapath::{ByProtocol, Capacities, SweepStats, Sweeper, cpu_time};
@@ -20,9 +21,15 @@ use std::time::{Duration, Instant};
 const DURATIONS: [f64; 8] = [0.001, 0.005, 0.02, 0.1, 0.5, 1.0, 2.0, 5.0];
 
 /// The metrics of pods: each sum with those of its labels.
-type PodMetrics = [&'static Metric; 4];
-const BY_NAMESPACE: PodMetrics = [NS_MAPPINGS, NS_CREATED, NS_SENT, NS_RECEIVED];
-const BY_POD: PodMetrics = [POD_MAPPINGS, POD_CREATED, POD_SENT, POD_RECEIVED];
+type PodMetrics = [&'static Metric; 5];
+const BY_NAMESPACE: PodMetrics = [NS_MAPPINGS, NS_CREATED, NS_SENT, NS_RECEIVED, NS_REFUSED];
+const BY_POD: PodMetrics = [
+    POD_MAPPINGS,
+    POD_CREATED,
+    POD_SENT,
+    POD_RECEIVED,
+    POD_REFUSED,
+];
 
 /// Mappings that have ended, by why.
 #[derive(Debug, Default)]
@@ -137,13 +144,14 @@ impl Source for Sweeps {
             samples.count(ENDED, &[why], count as u64);
         }
         state.ports.collect(samples);
-        for (sums, [mappings, created, sent, received]) in &state.sums {
+        for (sums, [mappings, created, sent, received, refused]) in &state.sums {
             for (name, sum) in sums.iter() {
                 let labels: Vec<_> = name.iter().map(String::as_str).collect();
                 samples.gauge(mappings, &labels, float(sum.mappings));
                 samples.count(created, &labels, sum.began);
                 samples.count(sent, &labels, sum.sent);
                 samples.count(received, &labels, sum.received);
+                samples.count(refused, &labels, sum.refused);
             }
         }
         samples.histogram(SWEEP, &["full"], &state.full);
@@ -170,6 +178,7 @@ pub(crate) struct SweepRecorder {
     top: usize,
     names: Option<Arc<Mutex<Index>>>,
     pods: Pods,
+    refusals: Refusals,
 }
 
 impl SweepRecorder {
@@ -184,6 +193,7 @@ impl SweepRecorder {
             top: options.top,
             names,
             pods: Pods::default(),
+            refusals: Refusals::default(),
         }
     }
 
@@ -228,5 +238,9 @@ impl SweepRecorder {
         let mut sums: Vec<_> = state.sums.iter_mut().map(|(sums, _)| sums).collect();
         self.pods
             .update(&mut sums, (&census.usage, &changes), names, now);
+        let pods = census.usage.pods.keys().copied();
+        if let Err(err) = (self.refusals).update(&mut sums, sweeper.maps(), pods, names, now) {
+            log::warn!("metrics of refusals: {err:#}");
+        }
     }
 }

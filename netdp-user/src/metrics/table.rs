@@ -111,6 +111,8 @@ metrics! {
         "Mappings ended by the sweep, and halves that it restored (repair).";
     ALLOCATIONS "netdp_port_allocations_total" Counter ["result"] 3 Maps
         "Mappings that kept their source port, that changed it, and packets refused for want of a port.";
+    SEARCH "netdp_port_search_candidates" Histogram [] 1 Maps
+        "Candidates that were tried for a mapping's port: 1 where the first was free.";
     RATIO "netdp_destination_ports_used_ratio" Gauge ["family", "protocol"] 4 Sweep
         "Share of the ports in use towards the destination with most, from 0 to 1.";
     RATIO_MAX "netdp_destination_ports_used_ratio_max" Gauge ["family", "protocol"] 4 Sweep
@@ -127,6 +129,8 @@ metrics! {
         "Bytes that a namespace's pods have sent over mappings.";
     NS_RECEIVED "netdp_namespace_receive_bytes_total" Counter ["namespace"] (NAMESPACES + 2) Sweep
         "Bytes that were sent to a namespace's pods over mappings.";
+    NS_REFUSED "netdp_namespace_refused_total" Counter ["namespace"] (NAMESPACES + 2) Sweep
+        "Packets of new flows of a namespace's pods that were refused.";
     POD_MAPPINGS "netdp_pod_mappings" Gauge ["namespace", "pod"] (PODS + 2) Sweep
         "Live mappings of a pod (--metrics-pods pod).";
     POD_CREATED "netdp_pod_mappings_created_total" Counter ["namespace", "pod"] (PODS + 2) Sweep
@@ -135,6 +139,8 @@ metrics! {
         "Bytes that a pod has sent over mappings.";
     POD_RECEIVED "netdp_pod_receive_bytes_total" Counter ["namespace", "pod"] (PODS + 2) Sweep
         "Bytes that were sent to a pod over mappings.";
+    POD_REFUSED "netdp_pod_refused_total" Counter ["namespace", "pod"] (PODS + 2) Sweep
+        "Packets of a pod's new flows that were refused.";
     ENTRIES "netdp_table_entries" Gauge ["table"] 6 Sweep
         "Entries in the datapath's tables.";
     MAX_ENTRIES "netdp_table_max_entries" Gauge ["table"] 6 Sweep
@@ -258,6 +264,7 @@ mod tests {
             let suffix = match metric.kind {
                 Kind::Counter => "_total",
                 Kind::Info => "_info",
+                Kind::Histogram if name.ends_with("_candidates") => "",
                 Kind::Histogram => "_seconds",
                 Kind::Gauge => "",
             };

@@ -86,6 +86,10 @@ impl<R> Counting for ConfigEnv<'_, R> {
     }
 
     fn count_drop(&self, _: DropReason) {}
+
+    fn count_refusal(&self, _: u32) {}
+
+    fn count_search(&self, _: u32) {}
 }
 
 impl<R> Config for ConfigEnv<'_, R> {

@@ -168,6 +168,7 @@ fn every_packet_has_one_outcome_and_counts_go_on_over_a_restart() -> Result<()> 
 fn the_first_refusal_moves_a_series_that_was_0() -> Result<()> {
     let names = WorkDir::new("cni")?;
     name(names.path(), "shop", "cart", [172, 16, 0, 2].into())?;
+    name(names.path(), "ads", "late", [172, 16, 0, 3].into())?;
     let cni = names.path().display().to_string();
     let arguments = [
         "--to-ports=40000-40003",
@@ -213,6 +214,12 @@ fn the_first_refusal_moves_a_series_that_was_0() -> Result<()> {
         (scrape.dropped("no_free_port").ok()? == 1.0).then_some(scrape)
     })?;
     assert_eq!(then.value(refused)?, 1.0);
+    // Each mapping had a search; the last of the four most likely met ports that are taken.
+    let searches = |suffix: &str| then.value(&format!("netdp_port_search_candidates_{suffix}"));
+    let created = then.value("netdp_mappings_created_total")?;
+    assert_eq!(searches("count")?, created);
+    assert_eq!(searches("bucket{le=\"256.0\"}")?, created);
+    ensure!(searches("sum")? >= created);
 
     // What the next pass of the sweep sees.
     let seen_as = "protocol=\"udp\",address=\"10.1.0.10\",destination=\"10.2.0.1\",port=\"7\"";
@@ -229,12 +236,14 @@ fn the_first_refusal_moves_a_series_that_was_0() -> Result<()> {
     // 28 bytes of headers and a word, `udp-1` to `udp-9`, and `udp-10`. Mappings that began while a
     // pass ran are new to the next.
     let sent = 4.0 * (10.0 * 28.0 + 9.0 * 5.0 + 6.0);
-    for (what, expected) in [
-        ("mappings", 4.0),
-        ("mappings_created_total", 4.0),
-        ("transmit_bytes_total", sent),
+    for (what, namespace, expected) in [
+        ("mappings", "shop", 4.0),
+        ("mappings_created_total", "shop", 4.0),
+        ("transmit_bytes_total", "shop", sent),
+        ("refused_total", "shop", 0.0),
+        ("refused_total", "ads", 1.0),
     ] {
-        let series = format!("netdp_namespace_{what}{{namespace=\"shop\"}}");
+        let series = format!("netdp_namespace_{what}{{namespace=\"{namespace}\"}}");
         wait_for(SOON, &format!("{series} to be {expected}"), || {
             let now = Scrape::of(node).and_then(|it| it.value(&series));
             now.is_ok_and(|now| now == expected)

@@ -32,6 +32,11 @@ impl Counting for LiveEnv<'_> {
     fn count_drop(&self, reason: DropReason) {
         *self.counters.borrow_mut().drops.get_mut(reason) += 1;
     }
+
+    /// Counts nothing, as for the other counts of packets that are not sent.
+    fn count_refusal(&self, _: u32) {}
+
+    fn count_search(&self, _: u32) {}
 }
 
 impl Config for LiveEnv<'_> {

@@ -43,6 +43,14 @@ impl Counting for Fake {
         let earlier = self.dropped.replace(Some(reason));
         assert_eq!(earlier, None, "one packet, dropped twice");
     }
+
+    fn count_refusal(&self, bucket: u32) {
+        *self.refusals.borrow_mut().entry(bucket).or_default() += 1;
+    }
+
+    fn count_search(&self, candidates: u32) {
+        self.searches.borrow_mut().count(candidates);
+    }
 }
 
 impl Config for Fake {

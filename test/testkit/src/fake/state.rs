@@ -9,8 +9,8 @@ use netdp_common::flow::ticks;
 use netdp_common::layout::{
     Action, Addr, Counters, DropReason, Endpoint, Fragment, Half, Inbound, LAYOUT, Limits, Live,
     NO_LEAK_DROP, NodeFlow, NodeProtocol, PORT_RANGES, Pair, PortMapBits, PortMapOwner, PortRange,
-    Reach, RuleHits, SETTING_IPV6, Settings, Share, ShareEnded, SourceKey, Traffic, Tuple,
-    UPLINK_V4, UPLINK_V6, Uplink, network_of,
+    PortSearches, Reach, RuleHits, SETTING_IPV6, Settings, Share, ShareEnded, SourceKey, Traffic,
+    Tuple, UPLINK_V4, UPLINK_V6, Uplink, network_of,
 };
 use netdp_common::nat::scratch::Scratch;
 use netdp_common::packet;
@@ -120,6 +120,9 @@ pub struct Fake {
     pub traffic: RefCell<HashMap<Tuple, Traffic>>,
     pub traffic_capacity: usize,
     pub rule_hits: RefCell<BTreeMap<u32, RuleHits>>,
+    /// Refusals by bucket.
+    pub refusals: RefCell<BTreeMap<u32, u64>>,
+    pub searches: RefCell<PortSearches>,
     /// Length of packets that are larger than their bytes: the kernel has not segmented them yet.
     pub unsegmented: Cell<Option<u32>>,
     /// Length of the current packet from its IP header on.
@@ -254,6 +257,8 @@ impl Fake {
             traffic: RefCell::default(),
             traffic_capacity: 1_000,
             rule_hits: RefCell::default(),
+            refusals: RefCell::default(),
+            searches: RefCell::default(),
             unsegmented: Cell::new(None),
             l3_len: Cell::new(0),
             known_masqueraded: RefCell::default(),
