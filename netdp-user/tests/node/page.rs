@@ -243,6 +243,22 @@ fn the_page_is_for_this_machine_unless_any_may_read_it() -> Result<()> {
         ask(world.pod(0), &format!("{from_pod}/livez"), &[])?.status,
         200
     );
+    // Metrics are for those who name the machine, or an address; whoever probes names what it likes.
+    for (path, host, status) in [
+        ("/metrics", "localhost", 200),
+        ("/metrics", "10.1.0.10:10268", 200),
+        ("/metrics", "rebound.example", 421),
+        ("/livez", "rebound.example", 200),
+        ("/readyz", "rebound.example", 200),
+    ] {
+        let host_is = format!("Host: {host}");
+        let answer = ask(
+            world.pod(0),
+            &format!("{from_pod}{path}"),
+            &["-H", &host_is],
+        )?;
+        assert_eq!(answer.status, status, "{path} {host}");
+    }
     let refresh = get(&world, "/?every=5")?;
     ensure!(refresh.head.contains("\r\nrefresh: 5"), "{}", refresh.head);
     assert_eq!(get(&world, "/?every=0")?.status, 400);
