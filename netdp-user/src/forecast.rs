@@ -28,11 +28,21 @@ pub(crate) struct PortsPast(HashMap<Destination, VecDeque<(Instant, u64)>>);
 impl PortsPast {
     /// Adds a reading of these destinations, and forgets all others.
     pub(crate) fn add(&mut self, at: Instant, watched: &HashSet<Destination>, usage: &Usage) {
-        self.0.retain(|key, _| watched.contains(key));
-        for key in watched {
-            let used = usage.destinations.get(key);
-            let past = self.0.entry(*key).or_default();
-            past.push_back((at, used.map_or(0, |used| used.mappings)));
+        let used = |key| usage.destinations.get(key).map_or(0, |used| used.mappings);
+        self.add_used(at, watched.iter().map(|key| (*key, used(key))));
+    }
+
+    /// Adds how many ports towards destinations are used, and forgets all others.
+    pub(crate) fn add_used(
+        &mut self,
+        at: Instant,
+        used: impl IntoIterator<Item = (Destination, u64)>,
+    ) {
+        let used: HashMap<_, _> = used.into_iter().collect();
+        self.0.retain(|key, _| used.contains_key(key));
+        for (key, used) in used {
+            let past = self.0.entry(key).or_default();
+            past.push_back((at, used));
             if past.len() > PAST {
                 past.pop_front();
             }

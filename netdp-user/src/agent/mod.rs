@@ -248,6 +248,7 @@ impl Agent {
     fn save_report(&mut self) {
         let facts = self.facts();
         let (report, memory) = (facts.report(), facts.memory());
+        self.events.compare(&report.findings());
         if let Err(err) = report.save(&self.state_dir) {
             log::warn!("{err:#}");
         }
@@ -266,7 +267,12 @@ impl Agent {
             ebpf.close_log(self.options.on_exit == OnExit::Detach);
         }
         match self.options.on_exit {
-            OnExit::Keep => log::info!("exiting; the datapath stays in force"),
+            OnExit::Keep => {
+                log::info!("exiting; the datapath stays in force");
+                self.events
+                    .agent("the agent ends; the datapath stays in force", false);
+                self.events.save(&self.state_dir);
+            }
             OnExit::Detach => {
                 // Removing chains requires running programs.
                 programs::resume();

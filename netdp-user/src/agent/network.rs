@@ -116,7 +116,10 @@ impl Agent {
         let (before, after) = (&self.applied.local, &reached.local);
         self.lost_addresses.update(before, after, Instant::now());
         for address in before.difference(after) {
-            log::info!("{address} is gone: its mappings are kept for 15 s in case it comes back");
+            let gone =
+                format!("{address} is gone: its mappings are kept for 15 s in case it comes back");
+            log::info!("{gone}");
+            self.events.agent(&gone, false);
         }
         let applied = ApplyOutcome::Datapath {
             repolicied: self.applied.policy != reached.policy,
@@ -150,6 +153,9 @@ impl Agent {
         let Some(err) = error else {
             if !self.engine.is_shadow() && !self.guard.is_repeated(&change, &self.applied.unknown) {
                 log_change(&change);
+                if let Some(told) = told(&change) {
+                    self.events.agent(&told, false);
+                }
             }
             return;
         };
@@ -167,6 +173,7 @@ impl Agent {
         };
         if is_news {
             log::error!("{why}");
+            self.events.agent(&why, true);
         }
     }
 
@@ -300,14 +307,7 @@ fn log_change(change: &Change) {
         Change::Attach(uplink) => log::info!(uplink = uplink.name; "attached to {}", uplink.name),
         Change::Detach { name, .. } => log::info!(uplink = name; "detached from {name}"),
         Change::SetUplink(uplink) => {
-            let show = |ip: Option<IpAddr>| ip.map_or_else(|| "none".into(), |ip| ip.to_string());
-            log::info!(
-                uplink = uplink.name;
-                "{}: masquerading as IPv4 {}, IPv6 {}",
-                uplink.name,
-                show(uplink.v4.map(IpAddr::from)),
-                show(uplink.v6.map(IpAddr::from))
-            );
+            log::info!(uplink = uplink.name; "{}", masquerading(uplink));
         }
         Change::AttachPods { name, .. } => log::info!("hairpin attached to {name}"),
         Change::DetachPods { name, .. } => log::info!("hairpin detached from {name}"),
@@ -319,4 +319,25 @@ fn log_change(change: &Change) {
         | Change::SetSource(..)
         | Change::RemoveSource(_) => {}
     }
+}
+
+/// Returns what an event says of a change; `None` of one that is no event.
+fn told(change: &Change) -> Option<String> {
+    match change {
+        Change::Attach(uplink) => Some(format!("attached to {}", uplink.name)),
+        Change::Detach { name, .. } => Some(format!("detached from {name}")),
+        Change::SetUplink(uplink) => Some(masquerading(uplink)),
+        Change::Observe(link) => Some(format!("observing {}", link.name)),
+        _ => None,
+    }
+}
+
+fn masquerading(uplink: &Uplink) -> String {
+    let show = |ip: Option<IpAddr>| ip.map_or_else(|| "none".into(), |ip| ip.to_string());
+    format!(
+        "{}: masquerading as IPv4 {}, IPv6 {}",
+        uplink.name,
+        show(uplink.v4.map(IpAddr::from)),
+        show(uplink.v6.map(IpAddr::from))
+    )
 }

@@ -2,6 +2,7 @@
 
 use crate::codes::Code;
 use crate::datapath::Refusal;
+use crate::events::Recent;
 use anyhow::{Context as _, Result, anyhow};
 use aya_log::EbpfLogger;
 use log::{Log, Metadata, Record};
@@ -10,8 +11,9 @@ use tokio::io::unix::AsyncFd;
 
 type Logger = EbpfLogger<Refusals>;
 
-/// The agent's log, for messages of the programs: a refusal gets its code and its pod.
-pub(super) struct Refusals;
+/// The agent's log, for messages of the programs: a refusal gets its code and its pod, and is kept among
+/// the newest events.
+pub(super) struct Refusals(pub(super) Recent);
 
 impl Log for Refusals {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
@@ -25,6 +27,10 @@ impl Log for Refusals {
         };
         let code = refusal.reason.and_then(Code::of_drop);
         let code = code.map(|code| code.to_string());
+        self.0.refusal(&match &code {
+            Some(code) => format!("{text} {code}"),
+            None => text.clone(),
+        });
         let mut about = vec![("pod", refusal.from)];
         about.extend(code.as_deref().map(|code| ("code", code)));
         let mut told = record.to_builder();

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::config::{self, AutoApi, AutoSource};
 use crate::control::Control;
+use crate::events::Recent;
 use crate::metrics::Metrics;
 use crate::page::Place;
 use crate::pods::{ApiClaims, PodNames, Recorder};
@@ -33,10 +34,12 @@ impl Agent {
             PodNames::Api => Some(ApiClaims::default()),
             PodNames::Auto | PodNames::Cni | PodNames::Off => None,
         };
+        let recent = Recent::after(&state_dir);
         let page = Place {
             bpffs: options.bpffs.clone(),
             state_dir: options.state_dir.clone(),
             cni_dir: options.pod_names.cni_dir.clone(),
+            recent: recent.clone(),
         };
         let page = (page, options.http_page);
         let listen = options.listen();
@@ -54,7 +57,7 @@ impl Agent {
             log::warn!("{problem}");
         }
         let monitor = monitor::Reopening::new().await?;
-        let (mut engine, no_ebpf) = Engine::start(&options)?;
+        let (mut engine, no_ebpf) = Engine::start(&options, &recent)?;
         // State that an earlier agent left in force.
         let (mut keep, mut local, mut kernel) = (BTreeSet::new(), BTreeSet::new(), None);
         if let Some(Ebpf { datapath, .. }) = engine.as_ebpf() {
@@ -71,7 +74,13 @@ impl Agent {
             )?,
             None => None,
         };
-        let events = events::Events::start(&engine, &options.bpffs, &options.state_dir);
+        let events = events::Events::start(&engine, &options.bpffs, &options.state_dir, recent);
+        let mode = engine.name();
+        let version = env!("CARGO_PKG_VERSION");
+        events.agent(
+            &format!("netdp {version} has started, in mode {mode}"),
+            false,
+        );
         if let (Some(metrics), Some(sender)) = (&metrics, events.sender()) {
             metrics.add(Arc::clone(sender.counters()));
         }

@@ -86,7 +86,7 @@ enum Command {
     /// Show pods, destinations, prefixes, drops and uplinks in a live screen.
     Top(Top),
     /// Show events as they happen: begins and ends of mappings, refusals, drops, configurations,
-    /// findings.
+    /// findings, and what the agent does.
     Monitor(Box<Monitor>),
     /// Explain which source a destination sees, and why, before a packet is sent.
     Explain(Box<Explain>),

@@ -271,17 +271,20 @@ struct Thread {
 
 impl Thread {
     async fn run(self) {
-        let add_metrics = |routes| match &self.metrics {
-            Some(metrics) => metrics.route(routes),
-            None => routes,
-        };
         let routes = health::probes(Routes::default(), self.heartbeat, self.status.clone());
         let routes = match &self.page {
             Some(page) => page.routes(routes),
             None => routes,
         };
-        let requests = http::serve(self.listener, add_metrics(routes));
-        let scrapes = http::serve(self.metrics_listener, add_metrics(Routes::default()));
+        let (routes, scraped) = match &self.metrics {
+            Some(metrics) => (
+                metrics.guarded_route(routes),
+                metrics.route(Routes::default()),
+            ),
+            None => (routes, Routes::default()),
+        };
+        let requests = http::serve(self.listener, routes);
+        let scrapes = http::serve(self.metrics_listener, scraped);
         let past = async {
             if let Some(page) = self.page {
                 page.remember().await;

@@ -3,7 +3,7 @@
 use super::listener::{self, Command, Commands, Given};
 use super::memory::Memory;
 use super::service::Sender;
-use super::{Event, Kind, Lost, PerKind, Reply, Ring, setting};
+use super::{Event, Kind, Lost, PerKind, Recent, Reply, Ring, setting};
 use anyhow::{Context as _, Result};
 use netdp_common::layout::EVENT_RATE;
 use std::os::unix::net::UnixListener;
@@ -53,6 +53,7 @@ pub(super) struct Hub {
     listeners: Vec<Listener>,
     next: u64,
     memory: Memory,
+    recent: Recent,
     sender: Sender,
     wanted: watch::Sender<u32>,
 }
@@ -118,7 +119,7 @@ impl Hub {
     pub(super) fn new(
         bpffs: &Path,
         state_dir: &Path,
-        sender: &Sender,
+        (sender, recent): (&Sender, &Recent),
         wanted: watch::Sender<u32>,
     ) -> Self {
         Self {
@@ -129,6 +130,7 @@ impl Hub {
             listeners: Vec::new(),
             next: 0,
             memory: Memory::default(),
+            recent: recent.clone(),
             sender: sender.clone(),
             wanted,
         }
@@ -137,6 +139,7 @@ impl Hub {
     /// Passes an event on to those who listen to its kind.
     fn pass_on(&mut self, mut event: Event) {
         self.memory.remember(&mut event);
+        self.recent.passed_on(&event);
         let kind = event.kind();
         let mut line: Option<Arc<str>> = None;
         for listener in &self.listeners {
@@ -271,6 +274,7 @@ impl Hub {
             rate => rate,
         });
         let setting = setting(&kinds, rates.max().unwrap_or(0));
+        self.recent.set_heard(&kinds);
         self.sender.set_kinds(kinds);
         if setting == 0 {
             self.ring = None;

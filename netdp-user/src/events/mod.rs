@@ -1,5 +1,5 @@
-//! Events: begins and ends of mappings, refusals, drops, configurations, findings, for `netdp
-//! monitor`.
+//! Events: begins and ends of mappings, refusals, drops, configurations, findings and what the agent
+//! does, for `netdp monitor` and the page.
 //!
 //! The programs write begins, refusals and drops to the ring buffer `events`, while
 //! `Settings::events` says that somebody listens; the agent adds the others. One thread of the agent
@@ -12,12 +12,14 @@ mod headers;
 mod hub;
 mod listener;
 mod memory;
+mod recent;
 mod ring;
 mod service;
 mod wire;
 
 pub(crate) use counters::EventCounters;
 pub(crate) use headers::{Alike, Headers};
+pub(crate) use recent::{FILE, Recent, Seen};
 pub(crate) use ring::Ring;
 pub(crate) use service::{Sender, Service};
 pub(crate) use wire::{Reply, Request};
@@ -51,17 +53,20 @@ pub(crate) enum Kind {
     Config,
     /// The agent has found something, or it is gone.
     Finding,
+    /// The agent has started or is ending, or has changed what it does on an uplink.
+    Agent,
 }
 
 impl Kind {
     /// All kinds.
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Begin,
         Self::End,
         Self::Refused,
         Self::Drop,
         Self::Config,
         Self::Finding,
+        Self::Agent,
     ];
 
     /// Returns the name of the kind.
@@ -73,6 +78,7 @@ impl Kind {
             Self::Drop => "drop",
             Self::Config => "config",
             Self::Finding => "finding",
+            Self::Agent => "agent",
         }
     }
 
@@ -82,8 +88,13 @@ impl Kind {
             Self::Begin => EVENTS_BEGIN,
             Self::Refused => EVENTS_REFUSED,
             Self::Drop => EVENTS_DROP,
-            Self::End | Self::Config | Self::Finding => 0,
+            Self::End | Self::Config | Self::Finding | Self::Agent => 0,
         }
+    }
+
+    /// Reports whether events of the kind are about single flows.
+    pub(crate) const fn is_of_flow(self) -> bool {
+        !matches!(self, Self::Config | Self::Finding | Self::Agent)
     }
 
     /// Returns the bit of the kind in a set.
@@ -103,7 +114,7 @@ pub(crate) fn setting(kinds: &[Kind], rate: u32) -> u32 {
 
 /// A value for each kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct PerKind<T>([T; 6]);
+pub(crate) struct PerKind<T>([T; 7]);
 
 impl<T> Index<Kind> for PerKind<T> {
     type Output = T;
@@ -202,6 +213,8 @@ pub(crate) enum What {
     Config(Note),
     /// The agent has found something.
     Finding(Note),
+    /// The agent has started or is ending, or has changed what it does on an uplink.
+    Agent(Note),
 }
 
 impl Event {
@@ -214,6 +227,7 @@ impl Event {
             What::Drop(_) => Kind::Drop,
             What::Config(_) => Kind::Config,
             What::Finding(_) => Kind::Finding,
+            What::Agent(_) => Kind::Agent,
         }
     }
 }

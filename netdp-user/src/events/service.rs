@@ -2,7 +2,8 @@
 
 use super::hub::{self, Hub};
 use super::listener::Commands;
-use super::{Event, EventCounters, Kind, Note, SOCKET, What};
+use super::recent::now;
+use super::{Event, EventCounters, Kind, Recent, SOCKET, What};
 use anyhow::{Context as _, Result};
 use std::fs::{self, Permissions};
 use std::io::ErrorKind;
@@ -11,7 +12,6 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
 
 /// The agent's events that may wait for the thread.
@@ -27,11 +27,12 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Starts the thread, with the maps pinned below `bpffs`, and its socket in `state_dir`.
+    /// Starts the thread, with the maps pinned below `bpffs`, and its socket in `state_dir`. What is passed on
+    /// is kept in `recent`, too.
     ///
     /// # Errors
     /// Returns an error if the socket can't be made, or the system allows no thread.
-    pub(crate) fn start(bpffs: &Path, state_dir: &Path) -> Result<Self> {
+    pub(crate) fn start(bpffs: &Path, state_dir: &Path, recent: &Recent) -> Result<Self> {
         let listener = listen(state_dir)?;
         let (events, received) = mpsc::channel(WAITING);
         let (wanted_sender, wanted) = watch::channel(0);
@@ -42,7 +43,7 @@ impl Service {
             counters: Arc::new(EventCounters::open(bpffs)?),
         };
         let (commands, given) = mpsc::channel(16);
-        let hub = Hub::new(bpffs, state_dir, &sender, wanted_sender);
+        let hub = Hub::new(bpffs, state_dir, (&sender, recent), wanted_sender);
         let commands = Commands::new(commands, applied_receiver);
         std::thread::Builder::new()
             .name("netdp-events".into())
@@ -124,11 +125,7 @@ impl Sender {
 
     /// Tells of an event, now.
     pub(crate) fn send(&self, what: What) {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH);
-        let event = Event {
-            time: u64::try_from(since.unwrap_or_default().as_nanos()).unwrap_or(u64::MAX),
-            what,
-        };
+        let event = Event { time: now(), what };
         let kind = event.kind();
         if !self.is_wanted(kind) {
             return;
@@ -137,22 +134,5 @@ impl Sender {
         if self.events.try_send(event).is_err() {
             self.counters.add_full(kind);
         }
-    }
-
-    /// Tells of a configuration.
-    pub(crate) fn config(&self, text: &str, is_fault: bool) {
-        self.send(What::Config(note(text, is_fault)));
-    }
-
-    /// Tells of a finding.
-    pub(crate) fn finding(&self, text: &str, is_fault: bool) {
-        self.send(What::Finding(note(text, is_fault)));
-    }
-}
-
-fn note(text: &str, is_fault: bool) -> Note {
-    Note {
-        text: text.to_owned(),
-        is_fault,
     }
 }

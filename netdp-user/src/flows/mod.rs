@@ -15,12 +15,14 @@ mod tests;
 
 use crate::cli::output;
 use crate::datapath::{self, Maps};
+use crate::forecast::PortsPast;
 use crate::pods::{Names, Owner};
 use crate::state_dir::StateDir;
 use crate::time::now_milliseconds;
 use anyhow::Result;
 use netdp_common::flow::TICK_SHIFT;
 use netdp_common::layout::{Addr, Tuple};
+use std::cell::RefCell;
 use std::io::{IsTerminal as _, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -100,6 +102,8 @@ struct Look<'a> {
     state_dir: &'a StateDir,
     options: &'a Options,
     names: Timed<'a>,
+    /// The looks before, for forecasts.
+    past: &'a RefCell<PortsPast>,
 }
 
 /// Prints flows. A closed pipe (`| head`) is not an error.
@@ -123,6 +127,17 @@ pub(crate) fn write(
     options: &Options,
     out: &mut dyn Write,
 ) -> Result<()> {
+    write_after(&RefCell::default(), bpffs, state_dir, options, out)
+}
+
+/// Writes flows as they are now, after other looks.
+fn write_after(
+    past: &RefCell<PortsPast>,
+    bpffs: &Path,
+    state_dir: &StateDir,
+    options: &Options,
+    out: &mut dyn Write,
+) -> Result<()> {
     let maps = datapath::open(bpffs)?;
     let look = Look {
         maps: &maps,
@@ -133,6 +148,7 @@ pub(crate) fn write(
             names: &Names::load(&options.cni_dir, state_dir),
             at: now_milliseconds(),
         },
+        past,
     };
     look.print(out)
 }
@@ -140,6 +156,7 @@ pub(crate) fn write(
 /// Looks once, or again and again.
 fn watch(bpffs: &Path, state_dir: &StateDir, options: &Options) -> Result<()> {
     let clears = options.format == Format::Text && std::io::stdout().is_terminal();
+    let past = RefCell::default();
     loop {
         let begin = Instant::now();
         let mut out = output::stream();
@@ -147,7 +164,7 @@ fn watch(bpffs: &Path, state_dir: &StateDir, options: &Options) -> Result<()> {
             // To the first column of the first line, and all below erased (ECMA-48 8.3.21, 8.3.39).
             write!(out, "\x1b[H\x1b[J")?;
         }
-        write(bpffs, state_dir, options, &mut out)?;
+        write_after(&past, bpffs, state_dir, options, &mut out)?;
         out.flush()?;
         let Some(interval) = options.watch else {
             return Ok(());

@@ -3,6 +3,7 @@
 //! It shares the control-plane thread with the Kubernetes API, so a route answers at once, or runs
 //! on the blocking pool ([`Routes::slow`]).
 
+mod host;
 mod server;
 
 use hyper::body::Bytes;
@@ -17,6 +18,7 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
+pub(crate) use host::{Hosts, misdirected};
 pub(crate) use server::{listen, serve};
 
 /// A request without its body, which is not read.

@@ -2,71 +2,146 @@
 //! and reads one candidate a line, then a directive (cobra's format).
 
 use super::run::Kubectl;
-use clap::Command;
+use clap::{Arg, Command};
 use std::collections::BTreeSet;
 
-/// Cobra's directive: no names of files.
+/// Cobra's directives: no names of files, and names of files as well.
 const NO_FILES: &str = ":4";
+const FILES: &str = ":0";
+
+/// Flags of kubectl that select cluster and user.
+const ACCESS: [&str; 5] = ["--kubeconfig", "--context", "--cluster", "--user", "--as"];
 
 /// Returns the completions of the last word.
 pub(crate) fn complete(command: &Command, words: &[String]) -> String {
-    let kubectl = Kubectl::default();
+    let line = Line::read(command, words);
+    let access = ACCESS.map(|flag| (flag, line.value(&[flag])));
+    let kubectl = Kubectl::new(&access);
     let mut text = String::new();
-    for candidate in candidates(command, words, |arguments| kubectl.names(arguments)) {
+    for candidate in line.candidates(|arguments| kubectl.names(arguments)) {
         text += &candidate;
         text.push('\n');
     }
-    text + NO_FILES + "\n"
+    let directive = match line.open {
+        Some("--kubeconfig") => FILES,
+        _ => NO_FILES,
+    };
+    text + directive + "\n"
 }
 
-/// Returns the candidates; `names` lists names of objects.
-fn candidates(
-    command: &Command,
-    words: &[String],
-    names: impl Fn(&[&str]) -> Vec<String>,
-) -> BTreeSet<String> {
-    let (last, before) = match words.split_last() {
-        Some((last, before)) => (last.as_str(), before),
-        None => ("", [].as_slice()),
-    };
-    let named = before.iter().find_map(|word| command.find_subcommand(word));
-    let flag = before.last().map_or("", String::as_str);
-    let all = match (named, flag) {
-        (_, "--node") => names(&["nodes"]),
-        (_, "-n" | "--namespace" | "--agent-namespace") => names(&["namespaces"]),
-        (None, _) => {
-            let commands = command.get_subcommands().filter(|it| !it.is_hide_set());
-            commands.map(|it| it.get_name().to_owned()).collect()
-        }
-        (Some(named), _) if last.starts_with('-') => named
-            .get_arguments()
-            .chain(command.get_arguments())
-            .filter_map(|it| Some(format!("--{}", it.get_long()?)))
-            .collect(),
-        (Some(_), _) => {
-            let at = before
-                .iter()
-                .position(|it| it == "-n" || it == "--namespace");
-            let namespace = at.and_then(|at| before.get(at + 1));
-            match namespace {
-                Some(namespace) => names(&["pods", "--namespace", namespace]),
-                None => names(&["pods"]),
+/// A line up to the word that is to be completed.
+#[derive(Debug)]
+struct Line<'a> {
+    command: &'a Command,
+    /// The command of the plugin.
+    named: Option<&'a Command>,
+    /// Flags with their values, in order.
+    flags: Vec<(&'a str, &'a str)>,
+    /// The flag whose value is to be completed.
+    open: Option<&'a str>,
+    /// What there is of the word.
+    last: &'a str,
+}
+
+impl<'a> Line<'a> {
+    fn read(command: &'a Command, words: &'a [String]) -> Self {
+        let (last, before) = match words.split_last() {
+            Some((last, before)) => (last.as_str(), before),
+            None => ("", [].as_slice()),
+        };
+        let mut line = Self {
+            command,
+            named: None,
+            flags: Vec::new(),
+            open: None,
+            last,
+        };
+        for word in before {
+            let word = word.as_str();
+            if let Some(flag) = line.open.take() {
+                line.flags.push((flag, word));
+            } else if let Some((flag, value)) =
+                word.split_once('=').filter(|_| word.starts_with('-'))
+            {
+                line.flags.push((flag, value));
+            } else if line.takes_value(word) {
+                line.open = Some(word);
+            } else if line.named.is_none() {
+                line.named = command.find_subcommand(word);
             }
         }
-    };
-    all.into_iter().filter(|it| it.starts_with(last)).collect()
+        line
+    }
+
+    fn arguments(&self) -> impl Iterator<Item = &'a Arg> {
+        let named = self.named.into_iter().flat_map(Command::get_arguments);
+        named.chain(self.command.get_arguments())
+    }
+
+    /// Reports whether a word is a flag whose value is the next word.
+    fn takes_value(&self, word: &str) -> bool {
+        let is_it = |it: &Arg| {
+            let long = word.strip_prefix("--");
+            let short = word.strip_prefix('-').and_then(|word| word.parse().ok());
+            (long.is_some() && it.get_long() == long)
+                || (short.is_some() && it.get_short() == short)
+        };
+        self.arguments()
+            .any(|it| is_it(it) && it.get_action().takes_values())
+    }
+
+    /// Returns the last value of a flag, by one of its names.
+    fn value(&self, names: &[&str]) -> Option<&'a str> {
+        let mut given = self.flags.iter().rev();
+        let found = given.find(|(flag, _)| names.contains(flag));
+        found.map(|(_, value)| *value)
+    }
+
+    /// Returns the candidates; `names` lists names of objects.
+    fn candidates(&self, names: impl Fn(&[&str]) -> Vec<String>) -> BTreeSet<String> {
+        let all = match (self.open, self.named) {
+            (Some("--node"), _) => names(&["nodes"]),
+            (Some("-n" | "--namespace" | "--agent-namespace"), _) => names(&["namespaces"]),
+            (Some(_), _) => Vec::new(),
+            (None, _) if self.last.starts_with('-') => {
+                let long = self.arguments().filter_map(Arg::get_long);
+                long.map(|long| format!("--{long}")).collect()
+            }
+            (None, None) => {
+                let commands = self.command.get_subcommands();
+                let commands = commands.filter(|it| !it.is_hide_set());
+                commands.map(|it| it.get_name().to_owned()).collect()
+            }
+            (None, Some(_)) => match self.value(&["-n", "--namespace"]) {
+                Some(namespace) => names(&["pods", "--namespace", namespace]),
+                None => names(&["pods"]),
+            },
+        };
+        let all = all.into_iter();
+        all.filter(|it| it.starts_with(self.last)).collect()
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::candidates;
+    use super::{ACCESS, Line};
     use clap::{Arg, Command};
 
-    fn completed(words: &[&str]) -> Vec<String> {
-        let explain = Command::new("explain").arg(Arg::new("node").long("node"));
-        let command = Command::new("netdp")
+    fn command() -> Command {
+        let explain = Command::new("explain")
+            .arg(Arg::new("node").long("node"))
+            .arg(Arg::new("namespace").long("namespace").short('n'));
+        Command::new("netdp")
+            .args(ACCESS.map(|flag| Arg::new(flag).long(flag.trim_start_matches('-'))))
             .subcommand(explain)
-            .subcommand(Command::new("status"));
+            .subcommand(Command::new("status"))
+    }
+
+    fn words(words: &[&str]) -> Vec<String> {
+        words.iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    fn completed(line: &[&str]) -> Vec<String> {
         let names = |arguments: &[&str]| match arguments {
             ["nodes"] => vec!["node-a".to_owned()],
             ["namespaces"] => vec!["shop".to_owned(), "default".to_owned()],
@@ -74,18 +149,45 @@ mod tests {
             ["pods"] => vec!["one".to_owned(), "two".to_owned()],
             other => panic!("{other:?}"),
         };
-        let words: Vec<_> = words.iter().map(|word| (*word).to_owned()).collect();
-        candidates(&command, &words, names).into_iter().collect()
+        let (command, words) = (command(), words(line));
+        let line = Line::read(&command, &words);
+        line.candidates(names).into_iter().collect()
     }
 
     #[test]
     fn commands_flags_and_names_are_completed() {
         assert_eq!(completed(&[""]), ["explain", "status"]);
         assert_eq!(completed(&["ex"]), ["explain"]);
-        assert_eq!(completed(&["explain", "--n"]), ["--node"]);
+        assert_eq!(completed(&["explain", "--no"]), ["--node"]);
         assert_eq!(completed(&["explain", "--node", ""]), ["node-a"]);
         assert_eq!(completed(&["explain", "-n", "s"]), ["shop"]);
         assert_eq!(completed(&["explain", "-n", "shop", ""]), ["cart-5d9"]);
+        assert_eq!(
+            completed(&["explain", "--namespace=shop", ""]),
+            ["cart-5d9"]
+        );
         assert_eq!(completed(&["status", "t"]), ["two"]);
+        assert_eq!(completed(&["--con"]), ["--context"]);
+        assert_eq!(completed(&["explain", "--context", ""]), [""; 0]);
+        // A value is no command.
+        assert_eq!(completed(&["--context", "status", "e"]), ["explain"]);
+    }
+
+    #[test]
+    fn cluster_and_user_are_those_of_the_line() {
+        let command = command();
+        let words = words(&[
+            "--context",
+            "red",
+            "explain",
+            "--kubeconfig=/k",
+            "--context=blue",
+            "--as",
+            "",
+        ]);
+        let line = Line::read(&command, &words);
+        let access = ACCESS.map(|flag| line.value(&[flag]));
+        assert_eq!(access, [Some("/k"), Some("blue"), None, None, None]);
+        assert_eq!(line.open, Some("--as"));
     }
 }

@@ -3,6 +3,7 @@
 use super::run::Kubectl;
 use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelectorRequirement;
 use serde::Deserialize;
 use serde_json::Value;
 use std::net::IpAddr;
@@ -155,8 +156,9 @@ fn pod(kubectl: &Kubectl, namespace: Option<&str>, name: &str) -> Result<Found> 
             format!("{target} does not run on a node yet: kubectl describe {target} says why")
         });
     }
-    let selector =
-        selector(&object).with_context(|| format!("{target} selects no pods by labels"))?;
+    let selector = selector(&object)
+        .with_context(|| format!("{target}: name a pod of it instead"))?
+        .with_context(|| format!("{target} selects no pods by labels"))?;
     let ask = ["pods", "--selector", &selector];
     let pods: List<Pod> = kubectl.get(&[&ask, place.as_slice()].concat())?;
     let mut running: Vec<_> = pods.items.iter().filter_map(found).collect();
@@ -182,36 +184,121 @@ fn found(pod: &Pod) -> Option<Found> {
     })
 }
 
-/// Returns the selector of an object's pods: a Service's labels, or the labels that a workload matches.
-fn selector(object: &Value) -> Option<String> {
+/// Returns the selector of an object's pods, as kubectl takes it: a Service's labels, or the labels and the
+/// expressions that a workload matches; `None` if it has none.
+///
+/// # Errors
+/// Returns an error that names what can't be read.
+fn selector(object: &Value) -> Result<Option<String>> {
     let selector = &object["spec"]["selector"];
-    let labels = match selector.get("matchLabels") {
-        Some(labels) => labels,
-        None => selector,
+    let (labels, expressions) = match (
+        selector.get("matchLabels"),
+        selector.get("matchExpressions"),
+    ) {
+        // A map of labels may have labels of these names, but not with such values.
+        (None, None) => (selector, &Value::Null),
+        (Some(Value::String(_)), _) | (_, Some(Value::String(_))) => (selector, &Value::Null),
+        (labels, expressions) => (
+            labels.unwrap_or(&Value::Null),
+            expressions.unwrap_or(&Value::Null),
+        ),
     };
-    let labels = labels.as_object()?;
-    let pairs = labels
-        .iter()
-        .map(|(key, value)| Some(format!("{key}={}", value.as_str()?)));
-    let pairs: Vec<_> = pairs.collect::<Option<_>>()?;
-    (!pairs.is_empty()).then(|| pairs.join(","))
+    let mut all = Vec::new();
+    for (key, value) in labels.as_object().into_iter().flatten() {
+        let value = value
+            .as_str()
+            .with_context(|| format!("the selector's label {key} is no text"))?;
+        all.push(format!("{key}={value}"));
+    }
+    for value in expressions.as_array().into_iter().flatten() {
+        let read = LabelSelectorRequirement::deserialize(value);
+        let read = read.context("reading the selector's matchExpressions")?;
+        all.push(expression(&read)?);
+    }
+    Ok((!all.is_empty()).then(|| all.join(",")))
+}
+
+/// Returns an expression as kubectl takes it.
+fn expression(it: &LabelSelectorRequirement) -> Result<String> {
+    let (key, operator) = (&it.key, it.operator.as_str());
+    let values = it.values.as_deref().unwrap_or_default();
+    let is_set = match operator {
+        "In" | "NotIn" => true,
+        "Exists" | "DoesNotExist" => false,
+        _ => bail!(
+            "the selector's expression {key} has the operator {operator}, which is not In, NotIn, Exists or \
+             DoesNotExist"
+        ),
+    };
+    ensure!(
+        is_set != values.is_empty(),
+        "the selector's expression {key} {operator} has {} values",
+        values.len()
+    );
+    let values = values.join(",");
+    Ok(match operator {
+        "In" => format!("{key} in ({values})"),
+        "NotIn" => format!("{key} notin ({values})"),
+        "Exists" => key.clone(),
+        _ => format!("!{key}"),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::{found, selector};
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     #[test]
     fn workloads_and_services_select_their_pods() {
         let deployment =
             json!({"spec": {"selector": {"matchLabels": {"app": "cart", "tier": "web"}}}});
-        assert_eq!(selector(&deployment).as_deref(), Some("app=cart,tier=web"));
+        let of = |object: &Value| selector(object).unwrap();
+        assert_eq!(of(&deployment).as_deref(), Some("app=cart,tier=web"));
         let service = json!({"spec": {"selector": {"app": "cart"}}});
-        assert_eq!(selector(&service).as_deref(), Some("app=cart"));
-        assert_eq!(selector(&json!({"spec": {}})), None);
-        let expressions = json!({"spec": {"selector": {"matchExpressions": []}}});
-        assert_eq!(selector(&expressions), None);
+        assert_eq!(of(&service).as_deref(), Some("app=cart"));
+        let odd = json!({"spec": {"selector": {"app": "cart", "matchLabels": "x"}}});
+        assert_eq!(of(&odd).as_deref(), Some("app=cart,matchLabels=x"));
+        assert_eq!(of(&json!({"spec": {}})), None);
+        let none = json!({"spec": {"selector": {"matchExpressions": []}}});
+        assert_eq!(of(&none), None);
+    }
+
+    #[test]
+    fn expressions_of_a_selector_are_kubectls() {
+        let of = |labels: Value, expressions: Value| {
+            let selected = json!({"matchLabels": labels, "matchExpressions": expressions});
+            selector(&json!({"spec": {"selector": selected}}))
+        };
+        let all = json!([
+            {"key": "tier", "operator": "In", "values": ["web", "api"]},
+            {"key": "track", "operator": "NotIn", "values": ["canary"]},
+            {"key": "netdp.io/app", "operator": "Exists"},
+            {"key": "old", "operator": "DoesNotExist", "values": []},
+        ]);
+        assert_eq!(
+            of(json!({"app": "cart"}), all.clone()).unwrap().as_deref(),
+            Some("app=cart,tier in (web,api),track notin (canary),netdp.io/app,!old")
+        );
+        assert_eq!(
+            of(Value::Null, all).unwrap().as_deref(),
+            Some("tier in (web,api),track notin (canary),netdp.io/app,!old")
+        );
+        for (wrong, words) in [
+            (
+                json!({"key": "a", "operator": "Gt", "values": ["1"]}),
+                "a has the operator Gt",
+            ),
+            (json!({"key": "a", "operator": "In"}), "a In has 0 values"),
+            (
+                json!({"key": "a", "operator": "Exists", "values": ["1"]}),
+                "a Exists has 1 values",
+            ),
+            (json!("a"), "matchExpressions"),
+        ] {
+            let err = format!("{:#}", of(Value::Null, json!([wrong])).unwrap_err());
+            assert!(err.contains(words), "{err}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ mod samples;
 mod sweeps;
 mod table;
 
-use crate::http::{Queue, Response, Routes};
+use crate::http::{Hosts, Queue, Request, Response, Routes, misdirected};
 use anyhow::Result;
 use hyper::StatusCode;
 pub(crate) use samples::Samples;
@@ -102,17 +102,29 @@ impl Metrics {
         lock(&self.sources).push(Box::new(source));
     }
 
-    /// Adds the path of the metrics.
+    /// Adds the path of the metrics, for whoever names the listener as they like.
     pub(crate) fn route(self: &Arc<Self>, routes: Routes) -> Routes {
         let metrics = Arc::clone(self);
-        routes.slow("/metrics", &self.queue, move |_| match metrics.text() {
+        routes.slow("/metrics", &self.queue, move |_| metrics.answer())
+    }
+
+    /// Adds the path of the metrics, except for requests that name another machine.
+    pub(crate) fn guarded_route(self: &Arc<Self>, routes: Routes) -> Routes {
+        let metrics = Arc::clone(self);
+        let refusal = |request: &Request| misdirected(request, Hosts::Addresses);
+        let answer = move |_: &Request| metrics.answer();
+        routes.guarded("/metrics", &self.queue, refusal, answer)
+    }
+
+    fn answer(&self) -> Response {
+        match self.text() {
             Ok(text) => Response::new(StatusCode::OK, CONTENT_TYPE, text),
             Err(err) => {
                 log::warn!("metrics: {err:#}");
                 let text = format!("{err:#}\n");
                 Response::text(StatusCode::INTERNAL_SERVER_ERROR, text)
             }
-        })
+        }
     }
 
     fn text(&self) -> Result<String> {

@@ -185,9 +185,9 @@ metrics! {
         "1 if the agent follows the Kubernetes API.";
     API_HEARD "netdp_api_last_heard_timestamp_seconds" Gauge [] 1 Agent
         "Time of the API's last answer about what is followed, or of the agent's start before the first; only where it is followed.";
-    EVENTS "netdp_events_total" Counter ["kind"] 6 Maps
-        "Events while netdp monitor listened to their kind; end, config and finding begin with the agent's process.";
-    EVENTS_LOST "netdp_events_lost_total" Counter ["kind", "cause"] 18 Maps
+    EVENTS "netdp_events_total" Counter ["kind"] 7 Maps
+        "Events while netdp monitor listened to their kind; end, config, finding and agent begin with the agent's process.";
+    EVENTS_LOST "netdp_events_lost_total" Counter ["kind", "cause"] 21 Maps
         "Events that were not shown: over the rate (limited), no room (full), a listener that did not read (reader).";
     NAT_LOG_RECORDS "netdp_nat_log_records_total" Counter ["event"] 7 Agent
         "Records of the NAT log that were written, by event; only where it is on.";

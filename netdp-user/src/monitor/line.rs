@@ -39,7 +39,7 @@ impl Pod {
 
 /// A line: an event, or several drops that are alike.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Line {
+pub(crate) struct Line {
     schema: u32,
     /// The time of the first event.
     time: String,
@@ -218,7 +218,28 @@ impl Line {
 
     /// Returns the line for people.
     pub(super) fn to_text(&self) -> String {
-        let mut text = format!("{}  {:<8}", local_time(self.at), self.event.name());
+        let (time, kind) = (local_time(self.at), self.event.name());
+        format!("{time}  {kind:<8}{}", self.words())
+    }
+
+    /// Returns the kind.
+    pub(crate) const fn kind(&self) -> Kind {
+        self.event
+    }
+
+    /// Returns the time, in nanoseconds since 1970.
+    pub(crate) const fn at(&self) -> u64 {
+        self.at
+    }
+
+    /// Reports whether something is wrong.
+    pub(crate) fn is_fault(&self) -> bool {
+        self.fault.unwrap_or(self.reason.is_some())
+    }
+
+    /// Returns what has happened, for people, after a space or a colon.
+    pub(crate) fn words(&self) -> String {
+        let mut text = String::new();
         if let Some(pod) = &self.pod {
             text += &format!(" {}/{}", pod.namespace, pod.name);
         }
@@ -241,7 +262,7 @@ impl Line {
             }
             Kind::End => text += &self.end_text(),
             Kind::Refused | Kind::Drop => text += &self.drop_text(),
-            Kind::Config | Kind::Finding => {
+            Kind::Config | Kind::Finding | Kind::Agent => {
                 text += &format!(" {}", self.text.as_deref().unwrap_or("-"));
             }
         }

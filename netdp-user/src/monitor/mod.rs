@@ -3,10 +3,13 @@
 mod capture;
 mod line;
 mod names;
+mod recent;
 mod source;
 mod totals;
 mod view;
 
+pub(crate) use line::Line;
+pub(crate) use recent::{Sources, recent};
 pub(crate) use source::recall;
 
 use crate::cli::output;
@@ -70,6 +73,14 @@ impl Options {
             return Kind::ALL.to_vec();
         }
         self.kinds.clone()
+    }
+
+    fn sources(&self) -> Sources<'_> {
+        Sources {
+            bpffs: &self.bpffs,
+            state_dir: &self.state_dir,
+            cni_dir: &self.cni_dir,
+        }
     }
 }
 

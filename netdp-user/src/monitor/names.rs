@@ -1,6 +1,6 @@
 //! The names of what numbers in events stand for: pods, interfaces, rules.
 
-use super::Options;
+use super::Sources;
 use crate::datapath::{self, Maps};
 use crate::pods::{Names, Owner};
 use crate::state_dir::StateDir;
@@ -33,12 +33,12 @@ impl Known {
     ///
     /// # Errors
     /// Returns an error if there is no datapath.
-    pub(super) fn open(options: &Options) -> Result<Self> {
-        let state_dir = StateDir::at(&options.state_dir);
+    pub(super) fn open(sources: &Sources<'_>) -> Result<Self> {
+        let state_dir = StateDir::at(sources.state_dir);
         let mut known = Self {
-            cni_dir: options.cni_dir.clone(),
-            maps: datapath::open(&options.bpffs)?,
-            pods: Names::load(&options.cni_dir, &state_dir),
+            cni_dir: sources.cni_dir.to_owned(),
+            maps: datapath::open(sources.bpffs)?,
+            pods: Names::load(sources.cni_dir, &state_dir),
             state_dir,
             rules: HashMap::new(),
             generation: None,

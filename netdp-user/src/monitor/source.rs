@@ -344,7 +344,7 @@ impl Direct {
         tell_begin(
             options,
             direct.rate,
-            "; no agent runs: no end, config and finding",
+            "; no agent runs: no end, config, finding and agent",
         );
         Ok(Some(direct))
     }

@@ -69,7 +69,7 @@ impl View {
     /// Returns an error if there is no datapath, or the capture can't be made.
     pub(super) fn new(options: &Options) -> Result<Self> {
         let to_stdout = options.pcap == Some(Destination::Stdout);
-        let known = Known::open(options)?;
+        let known = Known::open(&options.sources())?;
         Ok(Self {
             options: options.clone(),
             known,
@@ -118,7 +118,7 @@ impl View {
             What::End(ended) if self.has(ended.ends.pod, ended.ends.to, time) => {
                 Line::ended(ended, time, &self.known)
             }
-            What::Config(note) | What::Finding(note) if !self.has_filter() => {
+            What::Config(note) | What::Finding(note) | What::Agent(note) if !self.has_filter() => {
                 Line::note(kind, note, time)
             }
             _ => {

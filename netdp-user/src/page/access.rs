@@ -1,12 +1,8 @@
 //! Who may read: the page shows what only root may read otherwise, so it is for this machine alone
 //! unless the operator says otherwise.
 
-use crate::http::{Request, Response};
-use crate::machine;
+use crate::http::{Hosts, Request, Response, misdirected};
 use hyper::StatusCode;
-use hyper::header::HOST;
-use hyper::http::uri::Authority;
-use std::net::IpAddr;
 
 /// Readers of the page and of `/api/v1`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -22,42 +18,16 @@ pub enum HttpPage {
 impl HttpPage {
     /// Returns the answer to a request that is not served; `None` if it is.
     pub(super) fn refusal(self, request: &Request) -> Option<Response> {
-        let refuse = |status, text: &'static str| Some(Response::text(status, text));
         if self == Self::Loopback && !request.peer.ip().to_canonical().is_loopback() {
             let text = "the page is served to this machine's loopback address only: use `kubectl \
                         port-forward` or `ssh -L`, or start the agent with --http-page any\n";
-            return refuse(StatusCode::FORBIDDEN, text);
+            return Some(Response::text(StatusCode::FORBIDDEN, text));
         }
-        if !self.knows_host(request) {
-            let text = "the Host header names neither this machine nor an address: a page of another \
-                        site may have sent the request\n";
-            return refuse(StatusCode::MISDIRECTED_REQUEST, text);
-        }
-        None
-    }
-
-    /// Reports whether a request was meant for this machine. A site whose name resolves to this
-    /// machine's address (DNS rebinding) has the reader's browser send that name; an address, or
-    /// `localhost`, is nobody else's.
-    fn knows_host(self, request: &Request) -> bool {
-        let head = &request.head;
-        let headers = head.headers.get_all(HOST).iter();
-        let headers = headers.map(|host| Authority::try_from(host.as_bytes()).ok());
-        let given = head.uri.authority().cloned().map(Some);
-        let mut hosts = headers.chain(given).peekable();
-        hosts.peek().is_some()
-            && hosts.all(|host| host.is_some_and(|host| self.is_this_machine(host.host())))
-    }
-
-    fn is_this_machine(self, host: &str) -> bool {
-        if host.eq_ignore_ascii_case("localhost") {
-            return true;
-        }
-        let bare = host.strip_prefix('[').and_then(|it| it.strip_suffix(']'));
-        match bare.unwrap_or(host).parse::<IpAddr>() {
-            Ok(address) => self == Self::Any || address.is_loopback(),
-            Err(_) => self == Self::Any && host.eq_ignore_ascii_case(&machine::name()),
-        }
+        let hosts = match self {
+            Self::Any => Hosts::Addresses,
+            Self::Loopback | Self::Off => Hosts::Loopback,
+        };
+        misdirected(request, hosts)
     }
 }
 

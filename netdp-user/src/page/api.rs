@@ -4,9 +4,11 @@ use super::query::Query;
 use super::{Place, secured};
 use crate::cli::parse_age;
 use crate::codes::{self, Code};
+use crate::events::Kind;
 use crate::explain::answer::{self, Answers, Case, End, Node};
 use crate::flows::{self, By, Filter, Format, View};
 use crate::http::{Request, Response};
+use crate::monitor::Line;
 use crate::policy;
 use crate::policy::history::{self, Ask};
 use crate::reach;
@@ -56,6 +58,12 @@ pub(super) const PATHS: &[Path] = &[
             let code = query.parsed::<Code>("code").map_err(wrong)?;
             codes::json(code).map_err(failed)
         },
+    },
+    Path {
+        path: "/api/v1/events",
+        command: "netdp monitor",
+        parameters: &[],
+        output: |place, _| events(place),
     },
     Path {
         path: "/api/v1/explain",
@@ -140,6 +148,26 @@ pub(super) fn answers(place: &Place, query: &Query) -> Result<Answers, Problem> 
         node.rejected().to_vec(),
         answers,
     ))
+}
+
+/// Content of `/api/v1/events`.
+#[derive(Debug, Serialize)]
+struct Events {
+    schema: u32,
+    /// The kinds of single flows that are kept now, because somebody listens.
+    listening: Vec<Kind>,
+    /// The newest first.
+    events: Vec<Line>,
+}
+
+fn events(place: &Place) -> Result<String, Problem> {
+    let events = Events {
+        schema: SCHEMA,
+        listening: place.recent.heard(),
+        events: place.events(),
+    };
+    let text = serde_json::to_string_pretty(&events).map_err(failed)?;
+    Ok(text + "\n")
 }
 
 fn history(place: &Place, query: &Query) -> Result<String, Problem> {

@@ -17,8 +17,10 @@ mod tests;
 
 use crate::control::AgentStatus;
 use crate::datapath::{self, is_pinned};
+use crate::events::Recent;
 use crate::http::{Queue, Request, Response, Routes};
 use crate::machine;
+use crate::monitor::{Line, Sources, recent};
 use crate::pods::Names;
 use crate::policy::history::History;
 use crate::state_dir::StateDir;
@@ -53,11 +55,23 @@ pub(crate) struct Place {
     pub state_dir: PathBuf,
     /// libcni's cache of results.
     pub cni_dir: PathBuf,
+    /// The newest events.
+    pub recent: Recent,
 }
 
 impl Place {
     fn names(&self) -> Names {
         Names::load(&self.cni_dir, &StateDir::at(&self.state_dir))
+    }
+
+    /// Returns the newest events, the newest first.
+    fn events(&self) -> Vec<Line> {
+        let sources = Sources {
+            bpffs: &self.bpffs,
+            state_dir: &self.state_dir,
+            cni_dir: &self.cni_dir,
+        };
+        recent(&self.recent, &sources)
     }
 }
 
@@ -138,6 +152,8 @@ impl Page {
             agent: self.status.borrow().clone(),
             look: &look,
             past: &lock(&self.past).clone(),
+            events: self.place.events(),
+            heard: self.place.recent.heard(),
             records: history.ok().flatten().map(|it| it.records),
             every,
         };

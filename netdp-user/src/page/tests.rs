@@ -5,11 +5,14 @@ use super::look::{Look, Ports, Used};
 use super::past::tests::past;
 use crate::control::AgentStatus;
 use crate::datapath::Destination;
+use crate::events::{Kind, Note, Recent, What};
 use crate::explain::answer::{Answers, Case, End};
+use crate::monitor::{Line, Sources};
 use crate::policy::history::Record;
 use crate::policy::{row, view};
 use crate::report::{ConfigReport, Report, Status, UplinkReport};
 use netdp_common::layout::{Action, proto};
+use std::path::Path;
 use std::time::Instant;
 
 /// Returns a name that was made to do harm, longer than anything is shown.
@@ -67,6 +70,24 @@ fn look(name: &str, rules: usize) -> Look {
     }
 }
 
+/// Returns as many events as are kept, with a text.
+fn events(text: &str) -> Vec<Line> {
+    let recent = Recent::default();
+    for _ in 0..250 {
+        recent.note(What::Finding(Note {
+            text: text.to_owned(),
+            is_fault: true,
+        }));
+    }
+    let nowhere = Path::new("/nonexistent");
+    let sources = Sources {
+        bpffs: nowhere,
+        state_dir: nowhere,
+        cni_dir: nowhere,
+    };
+    crate::monitor::recent(&recent, &sources)
+}
+
 /// Returns the overview of such a node.
 fn page(name: &str, rules: usize) -> String {
     let agent = AgentStatus {
@@ -84,6 +105,8 @@ fn page(name: &str, rules: usize) -> String {
         agent,
         look: &look(name, rules),
         past: &past(360),
+        events: events(name),
+        heard: vec![Kind::Begin],
         records: Some((1..=50).map(record).collect()),
         every: Some(5),
     };
@@ -121,8 +144,12 @@ fn nothing_that_others_named_is_markup() {
 #[test]
 fn a_page_has_at_most_200_kilobytes_however_much_there_is() {
     let name = "kube-system/ip-masq-agent/config:12345, and more of it ".repeat(3);
-    let size = page(&name, 100_000).len();
+    let markup = page(&name, 100_000);
+    let size = markup.len();
     assert!(size <= 200_000, "{size}");
+    // Events take what is left.
+    assert!(size > 190_000, "{size}");
+    assert!(markup.contains(" events of 200, the newest first"));
 }
 
 #[test]
@@ -161,6 +188,8 @@ fn the_first_sentence_says_what_is_in_force() {
         "41m0s",
         "everything else",
         "Do: ",
+        "The newest 200 events",
+        "It listens now, to begin.",
     ] {
         assert!(markup.contains(words), "{words}: {markup}");
     }

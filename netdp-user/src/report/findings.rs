@@ -69,7 +69,8 @@ impl Status {
 }
 
 impl Report {
-    fn findings(&self) -> Vec<Finding> {
+    /// Returns the findings that are in the report.
+    pub(crate) fn findings(&self) -> Vec<Finding> {
         let mut found = Vec::new();
         let mut coded = |code: Code, lines: &mut dyn Iterator<Item = String>| {
             found.extend(lines.map(|line| Finding::coded(code, line)));

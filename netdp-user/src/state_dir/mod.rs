@@ -36,7 +36,7 @@ const SECRET: &str = "secret";
 const LOCK: &str = "lock";
 
 /// All files in this directory except locks.
-const FILES: [&str; 17] = [
+const FILES: [&str; 18] = [
     "status.json",
     "memory.json",
     LAST_GOOD,
@@ -52,6 +52,7 @@ const FILES: [&str; 17] = [
     logging::OLDER_FILE,
     events::SOCKET,
     events::LOCK,
+    events::FILE,
     crate::nat_log::FILE,
     SECRET,
 ];

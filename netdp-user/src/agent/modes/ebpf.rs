@@ -6,6 +6,7 @@ use super::sweeper::SweeperThread;
 use super::takeover::{Done, Takeover};
 use super::{Engine, iptables};
 use crate::datapath::{self, Datapath, Traces};
+use crate::events::Recent;
 use crate::nat_log::{self, NatLog};
 use crate::pod;
 use crate::requirements::{self, Missing, NoEbpf};
@@ -42,8 +43,8 @@ pub(in crate::agent) enum Event {
 }
 
 impl Ebpf {
-    fn with(mut datapath: Datapath, options: &RunOptions) -> Result<Engine> {
-        let log = ProgramLog::watch(datapath.take_log(Refusals)?)?;
+    fn with(mut datapath: Datapath, options: &RunOptions, recent: &Recent) -> Result<Engine> {
+        let log = ProgramLog::watch(datapath.take_log(Refusals(recent.clone()))?)?;
         let state_dir = StateDir::at(&options.state_dir);
         let nat_log = match &options.nat_log {
             Some(log) => Some(NatLog::start(
@@ -106,8 +107,8 @@ impl Ebpf {
     }
 }
 
-pub(super) fn start(options: &RunOptions) -> Result<Engine> {
-    Ebpf::with(load(options)?, options)
+pub(super) fn start(options: &RunOptions, recent: &Recent) -> Result<Engine> {
+    Ebpf::with(load(options)?, options, recent)
 }
 
 fn load(options: &RunOptions) -> Result<Datapath> {
@@ -131,11 +132,14 @@ fn load(options: &RunOptions) -> Result<Datapath> {
 /// # Errors
 /// Returns an error if neither works here, or if programs of an earlier agent that cannot be
 /// adopted are in force.
-pub(super) fn start_or_iptables(options: &RunOptions) -> Result<(Engine, Option<NoEbpf>)> {
+pub(super) fn start_or_iptables(
+    options: &RunOptions,
+    recent: &Recent,
+) -> Result<(Engine, Option<NoEbpf>)> {
     let missing = Missing::detect(&options.bpffs, &options.state_dir);
     // A datapath that already translates is not given up for iptables.
     if datapath::is_pinned(&options.bpffs) {
-        let engine = start(options).map_err(|err| missing.explain(err));
+        let engine = start(options, recent).map_err(|err| missing.explain(err));
         return Ok((
             engine.with_context(|| stays(&options.bpffs.display().to_string()))?,
             None,
@@ -143,7 +147,7 @@ pub(super) fn start_or_iptables(options: &RunOptions) -> Result<(Engine, Option<
     }
     match datapath::traces() {
         Traces::None => {}
-        Traces::Adoptable => return Ok((start(options)?, None)),
+        Traces::Adoptable => return Ok((start(options, recent)?, None)),
         Traces::OutOfReach(what) => {
             let why = missing.explain(anyhow!("their maps are out of reach"));
             return Err(why.context(stays(&what.join(", "))));
@@ -158,7 +162,7 @@ pub(super) fn start_or_iptables(options: &RunOptions) -> Result<(Engine, Option<
     let attempt = if missing.is_decisive() {
         Err(missing.sentence())
     } else {
-        start_kept(options)?
+        start_kept(options, recent)?
     };
     let why = match attempt {
         Ok(engine) => return Ok((engine, None)),
@@ -181,7 +185,7 @@ pub(super) fn start_or_iptables(options: &RunOptions) -> Result<(Engine, Option<
 ///
 /// # Errors
 /// Returns an error that a change of mode would only hide: a wrong directory, too little memory.
-fn start_kept(options: &RunOptions) -> Result<Result<Engine, String>> {
+fn start_kept(options: &RunOptions, recent: &Recent) -> Result<Result<Engine, String>> {
     let mut datapath = match load(options) {
         Ok(datapath) => datapath,
         Err(err) if requirements::is_refusal(&err) => {
@@ -190,7 +194,7 @@ fn start_kept(options: &RunOptions) -> Result<Result<Engine, String>> {
         Err(err) => return Err(err),
     };
     let Some(why) = datapath.ephemeral().map(str::to_owned) else {
-        return Ebpf::with(datapath, options).map(Ok);
+        return Ebpf::with(datapath, options, recent).map(Ok);
     };
     // No program is attached yet.
     datapath.remove()?;

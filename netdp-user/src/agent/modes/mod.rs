@@ -10,6 +10,7 @@ mod takeover;
 use super::{Mode, RunOptions};
 use crate::config::Config;
 use crate::datapath::{Attached, Datapath};
+use crate::events::Recent;
 use crate::iptables::KEEP_CHAIN;
 use crate::reconcile::{self, Change, State};
 use crate::report::UplinkReport;
@@ -37,17 +38,17 @@ pub(super) enum Engine {
 }
 
 impl Engine {
-    /// Starts the mode of `--mode`. Also returns why it is not eBPF, if that was preferred.
+    /// Starts the mode of `--mode`, which keeps refusals in `recent`. Also returns why it is not eBPF, if that was preferred.
     ///
     /// # Errors
     /// Returns an error if the mode does not work here.
-    pub(super) fn start(options: &RunOptions) -> Result<(Self, Option<NoEbpf>)> {
+    pub(super) fn start(options: &RunOptions, recent: &Recent) -> Result<(Self, Option<NoEbpf>)> {
         let engine = match options.mode {
-            Mode::Ebpf => ebpf::start(options)
+            Mode::Ebpf => ebpf::start(options, recent)
                 .map_err(|err| Missing::detect(&options.bpffs, &options.state_dir).explain(err)),
             Mode::Iptables => iptables::start(options),
             Mode::Shadow => shadow::start(options),
-            Mode::Auto => return ebpf::start_or_iptables(options),
+            Mode::Auto => return ebpf::start_or_iptables(options, recent),
         };
         Ok((engine?, None))
     }

@@ -9,12 +9,16 @@ mod tests;
 use super::filter::Policy;
 use super::list::{Sort, each};
 use super::{Format, Look};
+use crate::datapath::Destination;
 use crate::report::Report;
 use anyhow::{Result, bail, ensure};
 use print::{Summary, write};
 use std::io::Write;
 use std::time::Instant;
-use sums::{Key, Sums};
+use sums::{Key, Row, Sums};
+
+/// Destinations, the first of the order, whose ports are forecast.
+const FORECAST: usize = 1000;
 
 /// Property by which mappings are added up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -72,6 +76,11 @@ pub(super) fn print(look: &Look<'_>, by: By, out: &mut dyn Write) -> Result<()> 
         .map(|uplink| (uplink.ifindex, uplink.name))
         .collect();
     let rows = sums.rows(options.sort);
+    let mut past = look.past.borrow_mut();
+    if ports.is_some() {
+        let used = rows.iter().take(FORECAST).filter_map(Row::used);
+        past.add_used(begin, used);
+    }
     let summary = Summary {
         by,
         sums: &sums,
@@ -81,10 +90,21 @@ pub(super) fn print(look: &Look<'_>, by: By, out: &mut dyn Write) -> Result<()> 
         is_filtered: !filter.is_empty(),
         took: begin.elapsed(),
         ports,
+        past: &past,
         uplinks: names,
         names: look.names,
     };
     write(&summary, options.format, out)
+}
+
+impl Row {
+    /// Returns the destination, and how many mappings are towards it.
+    const fn used(&self) -> Option<(Destination, u64)> {
+        match self.key {
+            Key::Destination(to) => Some((to, self.sum.mappings)),
+            _ => None,
+        }
+    }
 }
 
 impl Key {

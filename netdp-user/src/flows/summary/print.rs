@@ -2,11 +2,13 @@
 
 use super::By;
 use super::sums::{Key, Row, Sums};
-use crate::datapath::protocol_name;
+use crate::datapath::{Destination, protocol_name};
 use crate::flows::list::Counts;
 use crate::flows::rows::{PodRecord, unknown, write_table};
 use crate::flows::{Format, SCHEMA, Timed};
+use crate::forecast::PortsPast;
 use crate::format::{bytes, grouped};
+use crate::time::pretty;
 use anyhow::Result;
 use netdp_common::layout::proto;
 use serde::Serialize;
@@ -29,6 +31,8 @@ pub(super) struct Summary<'a> {
     pub took: Duration,
     /// Ports towards one destination, where all its mappings are known.
     pub ports: Option<u64>,
+    /// This look and those before, for forecasts.
+    pub past: &'a PortsPast,
     /// Indexes and names of the uplinks.
     pub uplinks: Vec<(u32, String)>,
     pub names: Timed<'a>,
@@ -55,6 +59,9 @@ struct Group<'a> {
     /// Ports towards it that mappings may take.
     #[serde(skip_serializing_if = "Option::is_none")]
     ports: Option<u64>,
+    /// Seconds until they are all used, if that can be told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    full_in_seconds: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prefix: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -157,6 +164,7 @@ impl Summary<'_> {
                 group.destination_id = Some(to.id);
                 group.nat_address = Some(to.seen_as);
                 group.ports = self.ports_of(to.protocol);
+                group.full_in_seconds = self.full_in(to);
             }
             Key::Prefix(prefix) => group.prefix = Some(prefix.to_string()),
             Key::State(state) => group.state = Some(state),
@@ -172,6 +180,11 @@ impl Summary<'_> {
             proto::TCP | proto::UDP | proto::UDP_LITE | proto::DCCP
         );
         self.ports.filter(|_| has_ports)
+    }
+
+    /// Returns in how many seconds the ports towards a destination will be used up, if that can be told.
+    fn full_in(&self, to: &Destination) -> Option<u64> {
+        self.past.full_in(to, self.ports_of(to.protocol)?)
     }
 
     /// Returns the name of an uplink, or its number; `None` if the mapping does not tell.
@@ -263,15 +276,16 @@ impl Summary<'_> {
         match self.by {
             By::Destination => {
                 let rows = rows.iter().map(|row| {
-                    let [to, seen_as, ports] = self.destination(row);
+                    let [to, seen_as, ports, full_in] = self.destination(row);
                     let [a, b, c, d, e, f] = numbers(row);
-                    [to, seen_as, ports, a, b, c, d, e, f]
+                    [to, seen_as, ports, full_in, a, b, c, d, e, f]
                 });
                 let rows: Vec<_> = rows.collect();
                 let heads = [
                     "DESTINATION",
                     "SEEN AS",
                     "PORTS",
+                    "FULL IN",
                     "MAPPINGS",
                     "ESTABLISHED",
                     "CLOSING",
@@ -325,9 +339,9 @@ impl Summary<'_> {
         }
     }
 
-    fn destination(&self, row: &Row) -> [String; 3] {
+    fn destination(&self, row: &Row) -> [String; 4] {
         let Key::Destination(to) = &row.key else {
-            return [unknown(), unknown(), unknown()];
+            return [unknown(), unknown(), unknown(), unknown()];
         };
         let end = SocketAddr::new(to.address, to.id);
         let ports = self.ports_of(to.protocol).map_or_else(unknown, |ports| {
@@ -337,6 +351,7 @@ impl Summary<'_> {
             format!("{} {end}", protocol_name(to.protocol)),
             to.seen_as.to_string(),
             ports,
+            self.full_in(to).map_or_else(unknown, pretty),
         ]
     }
 

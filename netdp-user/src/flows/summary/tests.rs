@@ -6,6 +6,7 @@ use super::*;
 use crate::datapath::{Flow, FlowState};
 use crate::flows::list::Counts;
 use crate::flows::tests::{flow, names, timed};
+use crate::forecast::PortsPast;
 use netdp_common::layout::Addr;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -27,6 +28,16 @@ fn flows() -> Vec<Flow> {
 }
 
 fn printed(by: By, format: Format, flows: &[Flow], limit: Option<usize>) -> String {
+    printed_after(&PortsPast::default(), by, format, flows, limit)
+}
+
+fn printed_after(
+    past: &PortsPast,
+    by: By,
+    format: Format,
+    flows: &[Flow],
+    limit: Option<usize>,
+) -> String {
     let names = names();
     let mut sums = Sums::new(by);
     let policy = Policy::new(["10.2.0.0/24".parse().unwrap()]);
@@ -46,6 +57,7 @@ fn printed(by: By, format: Format, flows: &[Flow], limit: Option<usize>) -> Stri
         is_filtered: false,
         took: Duration::from_millis(1400),
         ports: (by == By::Destination).then_some(61_744),
+        past,
         uplinks: vec![(2, "eth0".into())],
         names: timed(&names),
     };
@@ -66,14 +78,39 @@ fn destinations_have_ports_pods_and_the_biggest_pod() {
         lines,
         [
             "5 mappings of 2 pods, 1.1 KiB out, 0 B in, read in 1.4 s",
-            " DESTINATION           SEEN AS    PORTS        MAPPINGS  ESTABLISHED  CLOSING  PODS  OUT      IN",
-            " tcp 10.2.0.17:443     10.1.0.10  4 of 61,744  4         1            3        2     1.1 KiB  0 B",
-            " tcp 203.0.113.10:443  10.1.0.10  1 of 61,744  1         1            0        1     7 B      0 B",
+            " DESTINATION           SEEN AS    PORTS        FULL IN  MAPPINGS  ESTABLISHED  CLOSING  PODS  OUT      IN",
+            " tcp 10.2.0.17:443     10.1.0.10  4 of 61,744  -        4         1            3        2     1.1 KiB  0 B",
+            " tcp 203.0.113.10:443  10.1.0.10  1 of 61,744  -        1         1            0        1     7 B      0 B",
             "biggest pod at 10.2.0.17:443: 172.16.0.3 (3): a connection for each request, by its 3 closing",
         ]
     );
     let text = printed(By::Destination, Format::Text, &flows(), Some(1));
     assert!(text.contains("\n1 more\n"), "{text}");
+}
+
+#[test]
+fn ports_that_are_taken_one_after_another_are_full_some_day() {
+    let flows = flows();
+    let mut sums = Sums::new(By::Destination);
+    for flow in &flows {
+        sums.add(flow, None, None);
+    }
+    let rows = sums.rows(None);
+    let mut past = PortsPast::default();
+    let begin = Instant::now();
+    // Of 61,744 ports 30,872 were taken in 20 s, towards the first destination.
+    for (seconds, used) in [(0, 0), (20, 30_872)] {
+        let first = rows.first().and_then(Row::used);
+        let used = first.map(|(to, _)| (to, used));
+        past.add_used(begin + Duration::from_secs(seconds), used);
+    }
+    let text = printed_after(&past, By::Destination, Format::Text, &flows, None);
+    assert!(text.contains(" 4 of 61,744  20s "), "{text}");
+    assert!(text.contains(" 1 of 61,744  -  "), "{text}");
+    let json = printed_after(&past, By::Destination, Format::Json, &flows, None);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["groups"][0]["full_in_seconds"], 20);
+    assert_eq!(json["groups"][1].get("full_in_seconds"), None);
 }
 
 #[test]

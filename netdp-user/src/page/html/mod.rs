@@ -1,5 +1,6 @@
 //! Markup: what is common to all pages, and the order of the sections. maud escapes every string.
 
+mod events;
 mod explain;
 mod findings;
 mod policy;
@@ -11,7 +12,9 @@ mod uplinks;
 use super::look::Look;
 use super::past::Past;
 use crate::control::AgentStatus;
+use crate::events::Kind;
 use crate::format::grouped;
+use crate::monitor::Line;
 use crate::policy::history::Record;
 use crate::terminal;
 use crate::time::pretty;
@@ -34,8 +37,12 @@ const ICON: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg'
 /// The most characters of a string of others that are shown.
 const CHARACTERS: usize = 120;
 
+/// The largest overview, in bytes, and what of it is around the sections and the style.
+const MOST_BYTES: usize = 200_000;
+const FRAME: usize = 2_000;
+
 /// Sections of the overview: anchor and heading.
-const SECTIONS: [(&str, &str); 9] = [
+const SECTIONS: [(&str, &str); 10] = [
     ("findings", "Findings"),
     ("ask", "Ask"),
     ("traffic", "Traffic, last hour"),
@@ -43,6 +50,7 @@ const SECTIONS: [(&str, &str); 9] = [
     ("policy", "Policy"),
     ("uplinks", "Uplinks"),
     ("drops", "Drops, last hour"),
+    ("events", "Recent events"),
     ("history", "Configuration history"),
     ("about", "About"),
 ];
@@ -59,6 +67,10 @@ pub(in crate::page) struct Content<'a> {
     pub agent: AgentStatus,
     pub look: &'a Look,
     pub past: &'a Past,
+    /// The newest events, the newest first.
+    pub events: Vec<Line>,
+    /// The kinds of single flows that `netdp monitor` listens to now.
+    pub heard: Vec<Kind>,
     /// The policies that have been in force, the last one last.
     pub records: Option<Vec<Record>>,
     /// Seconds after which the page is loaded anew.
@@ -87,22 +99,35 @@ pub(in crate::page) fn overview(content: &Content<'_>) -> Markup {
         policy,
         uplinks,
         drops,
+        events,
         history,
         about,
     ] = SECTIONS;
-    let body = html! {
+    let head = html! {
         (findings::sentence(content))
         (navigation(content.every))
+    };
+    let now = html! {
+        (section(findings, &findings::list(content)))
+        (section(ask, &explain::form(&Asked::nothing(&content.node))))
+        (section(traffic, &traffic::lines(content.past)))
+        (section(ports, &ports::most(content.look)))
+        (section(policy, &policy::rules(content)))
+        (section(uplinks, &uplinks::list(content.look)))
+        (section(drops, &traffic::drops(content.past)))
+    };
+    let rest = html! {
+        (section(history, &policy::history(content)))
+        (section(about, &uplinks::about(content)))
+    };
+    let others = [&head, &now, &rest].map(|it| it.0.len());
+    let room = MOST_BYTES.saturating_sub(FRAME + STYLE.len() + others.iter().sum::<usize>());
+    let body = html! {
+        (head)
         main id="main" {
-            (section(findings, &findings::list(content)))
-            (section(ask, &explain::form(&Asked::nothing(&content.node))))
-            (section(traffic, &traffic::lines(content.past)))
-            (section(ports, &ports::most(content.look)))
-            (section(policy, &policy::rules(content)))
-            (section(uplinks, &uplinks::list(content.look)))
-            (section(drops, &traffic::drops(content.past)))
-            (section(history, &policy::history(content)))
-            (section(about, &uplinks::about(content)))
+            (now)
+            (section(events, &events::newest(content, room)))
+            (rest)
         }
     };
     document(&content.node, &body)

@@ -1,5 +1,7 @@
 //! The agent's page and `/api/v1`, in a real browser and by curl.
 
+mod events;
+
 use crate::common::clients::{Tcp, from_port};
 use crate::common::{Echo, NETDP, POLICY, POLICY_V4, SOON, World, echoes, options, start_agent};
 use anyhow::{Context as _, Result, ensure};
@@ -112,6 +114,10 @@ fn a_browser_shows_the_page_in_every_size_and_asks_for_nothing_else() -> Result<
         "in force on eth0",
         "10.1.0.10",
         "Masqueraded",
+        "attached to eth0",
+        "has started, in mode ebpf",
+        "generation 1, ",
+        "It is not running now.",
         &to.to_string(),
     ] {
         ensure!(page.body.contains(words), "{words}: {}", page.body);
@@ -243,6 +249,22 @@ fn the_page_is_for_this_machine_unless_any_may_read_it() -> Result<()> {
         ask(world.pod(0), &format!("{from_pod}/livez"), &[])?.status,
         200
     );
+    // Metrics are for those who name the machine, or an address; whoever probes names what it likes.
+    for (path, host, status) in [
+        ("/metrics", "localhost", 200),
+        ("/metrics", "10.1.0.10:10268", 200),
+        ("/metrics", "rebound.example", 421),
+        ("/livez", "rebound.example", 200),
+        ("/readyz", "rebound.example", 200),
+    ] {
+        let host_is = format!("Host: {host}");
+        let answer = ask(
+            world.pod(0),
+            &format!("{from_pod}{path}"),
+            &["-H", &host_is],
+        )?;
+        assert_eq!(answer.status, status, "{path} {host}");
+    }
     let refresh = get(&world, "/?every=5")?;
     ensure!(refresh.head.contains("\r\nrefresh: 5"), "{}", refresh.head);
     assert_eq!(get(&world, "/?every=0")?.status, 400);
@@ -349,6 +371,7 @@ fn the_api_gives_what_the_commands_print() -> Result<()> {
     }
     for (wrong, words) in [
         ("/api/v1/policy?foor=1", "no parameter"),
+        ("/api/v1/events?n=1", "there are none"),
         ("/api/v1/policy?for=x", "for=x"),
         ("/api/v1/summary?by=colour", "by=colour"),
         ("/api/v1/explain?to=10.2.0.1:99999", "65535"),
