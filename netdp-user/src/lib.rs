@@ -55,4 +55,6 @@ mod state_dir;
 mod time;
 mod top;
 mod upstream;
+#[cfg(test)]
+mod visibility;
 mod who;

@@ -5,6 +5,7 @@ use anyhow::{Context as _, Result};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
 use testbed::{Netns, seen};
 
 /// Returns the unspecified address and port 0, in the family of `like`.
@@ -48,6 +49,13 @@ impl Tcp {
             .read_line(&mut line)
             .context("waiting for the echo")?;
         seen(&line, &word)
+    }
+
+    /// Ends the connection by a RST, after which its port is free at once.
+    pub fn reset(self) -> Result<()> {
+        let stream = self.stream.into_inner();
+        socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+        Ok(())
     }
 }
 

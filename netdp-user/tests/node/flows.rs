@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::path::Path;
-use testbed::wait_for;
+use testbed::{Running, wait_for};
 
 /// Writes what libcni caches for a pod with this address.
 pub fn cache(dir: &Path, name: &str, address: &str) -> Result<()> {
@@ -122,9 +122,30 @@ fn filters_orders_and_sums_are_those_of_the_traffic() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_list_is_printed_again_with_what_has_changed() -> Result<()> {
+    let world = World::start()?;
+    let _echo = Echo::start(&world.far)?;
+    let to = v4(&world)?;
+    let arguments = ["flows", "--watch=1", "-o", "jsonl"];
+    let list = Running::start(world.agent.command(&arguments))?;
+    let mut flows = Vec::new();
+    for port in [40_001, 40_002] {
+        let mut flow = Tcp::connect(world.pod(0), from_port(port, to), to)?;
+        flow.ask()?;
+        flows.push(flow);
+        let wanted = format!("\"source_id\":{port},");
+        wait_for(SOON, "the mapping to be listed twice", || {
+            list.stdout().matches(&wanted).count() >= 2
+        })
+        .with_context(|| list.written())?;
+    }
+    Ok(())
+}
+
 /// Waits for the datapath's clock, whose ticks have 2^26 ns: what is done next has a later tick than
 /// what was done before.
-fn next_ticks() -> Result<()> {
+pub fn next_ticks() -> Result<()> {
     let now = || {
         let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)?;
         Ok::<_, anyhow::Error>(

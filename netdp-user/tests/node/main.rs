@@ -65,4 +65,5 @@ mod unattached;
 mod upgrade;
 mod uplinks;
 mod ways_out;
+mod who_was_it;
 mod xtables_lock;

@@ -371,6 +371,7 @@ fn the_causes_of_what_operators_report_are_found() -> Result<()> {
     for puzzle in puzzles {
         document.write_str(&puzzle()?.text())?;
     }
+    document.write_str(&crate::who_was_it::section()?)?;
     if std::env::var_os("NETDP_REWRITE_DOCS").is_some() {
         std::fs::write(DOCUMENT, &document)?;
     }

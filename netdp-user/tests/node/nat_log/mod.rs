@@ -330,6 +330,8 @@ fn other_protocols_and_ipv6_have_the_same_records() -> Result<()> {
         (&begin["proto"], &begin["seen_as"]),
         (&json!("udp"), &json!(seen))
     );
+    // Nobody has asked for destinations.
+    ensure!(begin.get("to").is_none(), "{begin}");
     let (code, told) = who(&logged.world.agent, &[&seen, "--proto", "udp"])?;
     ensure!(
         code == Some(0) && told.starts_with(&from),
