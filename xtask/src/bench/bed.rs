@@ -8,7 +8,8 @@
 
 use super::load::{Direction, Load};
 use super::policy;
-use super::variant::{EMPTY_PROGRAM, Kind, Variant};
+use super::see;
+use super::variant::{EMPTY_PROGRAM, Kind, SEEN, Variant};
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData};
 use netdp_common::layout::{Mapping, SHARE_TOTAL, Settings, Share, ShareEnded, Tuple, pins};
@@ -70,6 +71,8 @@ struct Netdp {
     agent: Agent,
     options: AgentOptions,
     config: Config,
+    /// Names of pods and the NAT log.
+    files: WorkDir,
 }
 
 impl Bed {
@@ -95,7 +98,8 @@ impl Bed {
         };
         if variant.has_agent() {
             let config = Config::new(&policy::netdp(cidrs))?;
-            let options = AgentOptions::new(binary)
+            let files = WorkDir::new("bench-files")?;
+            let mut options = AgentOptions::new(binary)
                 .config(&config.path())
                 .uplink("eth0")
                 .arg("--mode")
@@ -103,11 +107,15 @@ impl Bed {
                     Kind::NetdpIptables => "iptables",
                     _ => "ebpf",
                 });
+            if bed.is_seen() {
+                options = see::everything_on(options, files.path())?;
+            }
             let agent = Agent::start(&bed.node, sized(&options, max_flows))?;
             bed.netdp = Some(Netdp {
                 agent,
                 options,
                 config,
+                files,
             });
         } else {
             bed.set_rules(cidrs)?;
@@ -127,6 +135,7 @@ impl Bed {
             agent,
             options,
             config,
+            files,
         } = old;
         drop(agent);
         let agent = Agent::start(&self.node, sized(&options, max_flows))?;
@@ -134,6 +143,7 @@ impl Bed {
             agent,
             options,
             config,
+            files,
         });
         Ok(())
     }
@@ -182,6 +192,16 @@ impl Bed {
     fn agent(&self) -> Result<&Agent> {
         let netdp = self.netdp.as_ref().context("no netdp here")?;
         Ok(&netdp.agent)
+    }
+
+    /// Reports whether netdp runs with everything on that shows what it does.
+    pub fn is_seen(&self) -> bool {
+        self.variant.name == SEEN
+    }
+
+    /// Returns a command that runs a subcommand of netdp on the agent.
+    pub fn netdp(&self, arguments: &[&str]) -> Result<Command> {
+        Ok(self.agent()?.command(arguments))
     }
 
     /// Returns the process id of the agent, if there is one.

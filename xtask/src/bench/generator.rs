@@ -115,6 +115,27 @@ impl Generator {
         self.send_from(ns, &stream(bed, load), count, cpus)
     }
 
+    /// Sends TCP resets from the client to a masqueraded destination, none of which is to arrive;
+    /// returns how long that took.
+    pub fn send_resets(&mut self, bed: &Bed, count: u32) -> Result<Duration> {
+        let index = interface_index(&bed.client, "eth0")?;
+        let mut streams: Array<_, StreamValue> = self
+            .0
+            .map_mut("STREAM")
+            .context("no map STREAM")?
+            .try_into()?;
+        streams.set(0, StreamValue(resets(bed)), 0)?;
+        let programs = &self.0;
+        std::thread::scope(|scope| {
+            // A thread of its own, which keeps its CPU and priority.
+            let sender = scope.spawn(|| bed.client.enter(|| timed(programs, index, count)));
+            match sender.join() {
+                Ok(result) => result?,
+                Err(_) => bail!("the generator ended"),
+            }
+        })
+    }
+
     fn send_from(
         &mut self,
         ns: &Netns,
@@ -273,6 +294,12 @@ fn run(programs: &Ebpf, index: u32, count: u32, cpu: usize) -> Result<()> {
     Ok(())
 }
 
+fn timed(programs: &Ebpf, index: u32, count: u32) -> Result<Duration> {
+    let start = Instant::now();
+    run(programs, index, count, 0)?;
+    Ok(start.elapsed())
+}
+
 /// Pins this thread to a CPU with real-time priority, which reduces the influence of other load.
 /// The kernel processes the packets in the thread that sends them (`local_bh_enable`).
 fn have_to_itself(cpu: usize) -> Result<()> {
@@ -343,6 +370,29 @@ fn stream(bed: &Bed, load: Load) -> Stream {
             Servers::Each => 0,
         },
     }
+}
+
+/// Returns the frames of 4,096 TCP resets. What the generator writes as a checksum of UDP becomes part
+/// of their sequence number; their own checksum is wrong, which netdp does not verify.
+fn resets(bed: &Bed) -> Stream {
+    const HEADER_WORDS: u8 = 5 << 4;
+    const RST: u8 = 4;
+    let load = Load {
+        flows: Flows::Live(4096),
+        masqueraded: true,
+        direction: Direction::Original,
+        servers: Servers::Few,
+    };
+    let mut stream = stream(bed, load);
+    let mut frame = stream.frame.map(u32::to_ne_bytes).concat();
+    frame[23] = 6;
+    frame[38..42].fill(0);
+    frame[46..48].copy_from_slice(&[HEADER_WORDS, RST]);
+    for (word, bytes) in stream.frame.iter_mut().zip(frame.chunks_exact(4)) {
+        *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    }
+    stream.ip_sum = sum(&frame[14..34]);
+    stream
 }
 
 /// Returns the ones' complement sum of 16-bit words in memory order.

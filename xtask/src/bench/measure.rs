@@ -289,7 +289,7 @@ impl Lab {
 }
 
 /// Sends one burst and returns its packets per second.
-fn burst(bed: &Bed, generator: &mut Generator, load: Load, cpus: &[usize]) -> Result<f64> {
+pub fn burst(bed: &Bed, generator: &mut Generator, load: Load, cpus: &[usize]) -> Result<f64> {
     let count = match load.flows {
         Flows::Live(flows) => BURST.max(flows),
         // Long chains of rules make each new flow expensive.

@@ -13,6 +13,7 @@ mod plan;
 mod policy;
 mod reload;
 mod result;
+mod see;
 mod table;
 mod throughput;
 mod tracking;

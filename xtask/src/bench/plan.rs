@@ -101,6 +101,9 @@ impl Plan {
             lab.packets(NEW, None, &[0])?;
             lab.cost(NEW, "")?;
         }
+        if self.only.contains(&Measure::See) {
+            lab.see(&[OUT_ONE, OUT_MANY, BYPASSED, NEW], SWEPT, self.max_flows)?;
+        }
         forget_flows(lab)?;
         if self.wants(Measure::Throughput) {
             for offloads in [Offloads::On, Offloads::Off] {
@@ -189,7 +192,14 @@ impl Plan {
 fn variants(options: &Options) -> Vec<&'static Variant> {
     let chosen =
         |variant: &&Variant| options.variants.is_empty() || options.variants.contains(variant);
-    let there = |variant: &&Variant| variant.name != variant::BEFORE || options.before.is_some();
+    let sees = options.only.contains(&Measure::See);
+    let there = |variant: &&Variant| match variant.name {
+        variant::BEFORE => options.before.is_some(),
+        variant::SEEN => sees || !options.variants.is_empty(),
+        variant::NETDP => true,
+        // `see` alone compares netdp with itself.
+        _ => options.only != [Measure::See] || !options.variants.is_empty(),
+    };
     variant::ALL.iter().filter(there).filter(chosen).collect()
 }
 
@@ -209,6 +219,11 @@ const BACK_ONE: Load = Load {
 };
 const OUT_MANY: Load = Load {
     flows: Flows::Live(4096),
+    ..OUT_ONE
+};
+/// The flows of a full pass of the sweep.
+const SWEPT: Load = Load {
+    flows: Flows::Live(65_536),
     ..OUT_ONE
 };
 const BACK_MANY: Load = Load {

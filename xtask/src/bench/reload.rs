@@ -53,7 +53,7 @@ fn about(what: &str, unit: &'static str, cidrs: u32) -> About {
 }
 
 /// Returns a field of a process's status that is in KiB, converted to MiB.
-fn resident(pid: u32, field: &str) -> Result<f64> {
+pub fn resident(pid: u32, field: &str) -> Result<f64> {
     let path = format!("/proc/{pid}/status");
     let status = fs::read_to_string(&path).with_context(|| path.clone())?;
     let value = status.lines().find_map(|line| line.strip_prefix(field));

@@ -1,6 +1,6 @@
 //! Samples and their statistics.
 
-use super::variant::{BASE, BASE_TRACKED, Variant};
+use super::variant::{BASE, BASE_TRACKED, NETDP, SEEN, Variant};
 use serde::Serialize;
 
 /// Samples of one variant, one per round.
@@ -73,7 +73,11 @@ impl Row {
 
     /// Returns the cell that `cell` is compared with.
     pub fn base(&self, cell: &Cell) -> Option<&Cell> {
-        self.cell(if cell.tracked { BASE_TRACKED } else { BASE })
+        self.cell(match cell.variant {
+            SEEN => NETDP,
+            _ if cell.tracked => BASE_TRACKED,
+            _ => BASE,
+        })
     }
 }
 

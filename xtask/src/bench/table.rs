@@ -11,7 +11,7 @@ pub fn print_row(row: &Row) {
         "median",
         "spread",
         "best",
-        "ratio to plain",
+        "ratio to its base",
     ]);
     for cell in &row.cells {
         table.add_row([

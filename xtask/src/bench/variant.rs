@@ -57,6 +57,11 @@ pub const BASE: &str = "plain";
 /// Base of the ratios of variants that also track connections.
 pub const BASE_TRACKED: &str = "plain+ct";
 
+/// Name of netdp with nothing else, the base of [`SEEN`].
+pub const NETDP: &str = "netdp";
+/// Name of netdp with everything on that shows what it does.
+pub const SEEN: &str = "netdp+seen";
+
 /// Name of the netdp given by `--before`.
 pub const BEFORE: &str = "before";
 
@@ -107,8 +112,15 @@ pub const ALL: &[Variant] = &[
         max_cidrs: NO_LIMIT,
     },
     Variant {
-        name: "netdp",
+        name: NETDP,
         what: "netdp, no netfilter rule",
+        kind: Kind::Netdp,
+        conntrack: false,
+        max_cidrs: NO_LIMIT,
+    },
+    Variant {
+        name: SEEN,
+        what: "netdp with NAT log, metrics and a monitor",
         kind: Kind::Netdp,
         conntrack: false,
         max_cidrs: NO_LIMIT,
@@ -153,6 +165,8 @@ pub enum Measure {
     Latency,
     /// From the edit of a configuration to a policy in force.
     Reload,
+    /// What NAT log, metrics and monitor cost. Only if chosen.
+    See,
     /// New flows alone, by rate and by own time. Part of `packets` and `cost` otherwise.
     New,
 }

@@ -1,0 +1,278 @@
+//! What seeing costs: netdp with NAT log, metrics and a monitor beside netdp without.
+
+use super::bed::Bed;
+use super::load::{Direction, Load};
+use super::measure::{About, Lab};
+use super::reload::resident;
+use crate::shell;
+use anyhow::{Context as _, Result, ensure};
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::Path;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use testbed::{AgentOptions, Netns, Running};
+
+/// Number of CIDRs of the policy.
+pub const CIDRS: u32 = 64;
+
+/// Address of the metrics in the node's namespace.
+const METRICS: &str = "127.0.0.1:10269";
+/// Number of pods with names.
+const PODS: u8 = 250;
+/// Number of scrapes of a sample: the kernel counts CPU time in hundredths of a second.
+const SCRAPES: u32 = 50;
+/// Interval of the scrapes beside a measurement.
+const SCRAPE_INTERVAL: Duration = Duration::from_secs(3);
+/// Duration of a sample of the agent's CPU time: two full passes of the sweep.
+const PASSES: Duration = Duration::from_secs(10);
+/// Packets of a flood of drops. The generator's start and end, about a tick of the kernel's timer (4 ms),
+/// count here, because nothing arrives that could be timed: so there are many.
+const FLOOD: u32 = 2_000_000;
+/// Timeout of a scrape.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Adds everything that shows what netdp does, and writes names of pods to `dir`, from which the
+/// agent reads them and which takes its NAT log.
+pub fn everything_on(options: AgentOptions, dir: &Path) -> Result<AgentOptions> {
+    let cni = dir.join("cni");
+    fs::create_dir(&cni).with_context(|| format!("creating {}", cni.display()))?;
+    for pod in 0..PODS {
+        let path = cni.join(format!("pods-{pod}-eth0"));
+        fs::write(&path, cached(pod)).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(options
+        .arg("--nat-log")
+        .arg(dir.join("nat.log"))
+        .arg("--nat-log-destinations")
+        .arg(format!("--metrics-listen={METRICS}"))
+        .arg("--metrics-pods=pod")
+        .arg("--cni-dir")
+        .arg(cni))
+}
+
+/// Returns what libcni caches for a pod; the first one is the bed's client.
+fn cached(pod: u8) -> String {
+    let namespace = pod % 10;
+    let host = pod + 2;
+    format!(
+        r#"{{"kind": "cniCacheV1", "ifName": "eth0", "cniArgs": [["K8S_POD_NAMESPACE", "ns-{namespace}"],
+            ["K8S_POD_NAME", "pod-{pod}"], ["K8S_POD_UID", "uid-{pod}"]],
+            "result": {{"cniVersion": "1.0.0", "ips": [{{"address": "172.16.0.{host}/24"}}]}}}}"#
+    )
+}
+
+/// Who looks at a node while it is measured: a monitor of all kinds, and a scrape every few
+/// seconds. Both end when it is dropped.
+struct Onlookers {
+    _monitor: Running,
+    end: Option<Sender<()>>,
+    scraper: Option<JoinHandle<()>>,
+}
+
+impl Onlookers {
+    fn start(bed: &Bed) -> Result<Self> {
+        let monitor = Running::start(bed.netdp(&["monitor", "-o", "jsonl"])?)?;
+        let (end, ended) = channel();
+        let node = bed.node.clone();
+        let scraper = std::thread::spawn(move || {
+            while ended.recv_timeout(SCRAPE_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+                // Measured by a row of its own, which reports failures.
+                let _ = scrape(&node);
+            }
+        });
+        Ok(Self {
+            _monitor: monitor,
+            end: Some(end),
+            scraper: Some(scraper),
+        })
+    }
+}
+
+impl Drop for Onlookers {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        if let Some(scraper) = self.scraper.take() {
+            let _ = scraper.join();
+        }
+    }
+}
+
+impl Lab {
+    /// Measures what seeing costs. The rows of packets take these loads: one flow, many, bypassed, new.
+    pub fn see(&mut self, loads: &[Load], many: Load, max_flows: u32) -> Result<()> {
+        shell::progress(&format!("putting {CIDRS} CIDRs in force"));
+        for bed in &mut self.beds {
+            bed.set_cidrs(CIDRS)?;
+        }
+        self.resize(max_flows)?;
+        let onlookers = self.onlookers()?;
+        self.resident("the agent's memory, no flow yet")?;
+        {
+            let _sinks = self.sinks()?;
+            for load in loads {
+                self.cost(*load, "")?;
+                self.packets(*load, None, &[0])?;
+            }
+            self.drops()?;
+            self.beds.iter().try_for_each(Bed::forget_flows)?;
+            self.agent_cpu("the agent's CPU at rest", None)?;
+            let what = format!("the agent's CPU, {many}");
+            self.agent_cpu(&what, Some(many))?;
+        }
+        self.beds.iter().try_for_each(Bed::forget_flows)?;
+        self.connections(None)?;
+        self.scrapes()?;
+        self.resident("the agent's memory, after these loads")?;
+        drop(onlookers);
+        Ok(())
+    }
+
+    fn resident(&mut self, what: &str) -> Result<()> {
+        self.interleave(about(what, "MiB", false), |bed, _| {
+            let pid = bed.agent_pid();
+            pid.map(|pid| resident(pid, "VmRSS:")).transpose()
+        })
+    }
+
+    fn onlookers(&self) -> Result<Vec<Onlookers>> {
+        let seen = self.beds.iter().filter(|bed| bed.is_seen());
+        seen.map(Onlookers::start).collect()
+    }
+
+    /// Measures a flood of TCP resets that belong to no mapping, which netdp drops.
+    fn drops(&mut self) -> Result<()> {
+        let about = about("resets of no mapping, dropped", "packets/s", true);
+        self.interleave(about, |bed, generator| {
+            if bed.program(Direction::Original).is_none() {
+                return Ok(None);
+            }
+            let before = resets_dropped(bed)?;
+            let time = generator.send_resets(bed, FLOOD)?;
+            let dropped = resets_dropped(bed)? - before;
+            ensure!(
+                dropped > u64::from(FLOOD) / 100 * 99,
+                "netdp dropped {dropped} of {FLOOD} resets"
+            );
+            Ok(Some(f64::from(FLOOD) / time.as_secs_f64()))
+        })
+    }
+
+    /// Measures the agent's use of a CPU in per cent, with the flows of `load` in its tables.
+    fn agent_cpu(&mut self, what: &str, load: Option<Load>) -> Result<()> {
+        self.interleave(about(what, "% of a core", false), |bed, generator| {
+            let Some(pid) = bed.agent_pid() else {
+                return Ok(None);
+            };
+            if let Some(load) = load {
+                super::measure::burst(bed, generator, load, &[0])?;
+            }
+            let before = cpu_seconds(pid)?;
+            std::thread::sleep(PASSES);
+            let used = cpu_seconds(pid)? - before;
+            Ok(Some(used / PASSES.as_secs_f64() * 100.0))
+        })
+    }
+
+    /// Measures scrapes: the agent's CPU time for one, its samples and its bytes.
+    fn scrapes(&mut self) -> Result<()> {
+        let cpu = about("a scrape, the agent's CPU", "ms", false);
+        self.interleave(cpu, |bed, _| {
+            let Some(pid) = bed.agent_pid().filter(|_| bed.is_seen()) else {
+                return Ok(None);
+            };
+            let before = cpu_seconds(pid)?;
+            for _ in 0..SCRAPES {
+                scrape(&bed.node)?;
+            }
+            let used = cpu_seconds(pid)? - before;
+            Ok(Some(used * 1e3 / f64::from(SCRAPES)))
+        })?;
+        self.scrape_size("a scrape, its series", "series", series)?;
+        self.scrape_size("a scrape, its size", "bytes", str::len)
+    }
+
+    fn scrape_size(
+        &mut self,
+        what: &str,
+        unit: &'static str,
+        size: fn(&str) -> usize,
+    ) -> Result<()> {
+        self.interleave(about(what, unit, false), |bed, _| {
+            if !bed.is_seen() {
+                return Ok(None);
+            }
+            Ok(Some(size(&scrape(&bed.node)?) as f64))
+        })
+    }
+}
+
+fn about(what: &str, unit: &'static str, higher_is_better: bool) -> About {
+    About {
+        what: what.into(),
+        unit,
+        curve: None,
+        higher_is_better,
+    }
+}
+
+/// Returns the body of one scrape.
+fn scrape(node: &Netns) -> Result<String> {
+    let mut stream = node.open(|| TcpStream::connect(METRICS))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    let (head, body) = text.split_once("\r\n\r\n").context("no end of the head")?;
+    ensure!(head.starts_with("HTTP/1.1 200"), "{METRICS}: {head}");
+    Ok(body.to_owned())
+}
+
+/// Counts the samples in a scrape: the lines that are not comments.
+fn series(scrape: &str) -> usize {
+    scrape.lines().filter(|line| !line.starts_with('#')).count()
+}
+
+/// Returns the CPU time that a process has used, in seconds.
+fn cpu_seconds(pid: u32) -> Result<f64> {
+    let path = format!("/proc/{pid}/stat");
+    let stat = fs::read_to_string(&path).with_context(|| path.clone())?;
+    let ticks = ticks(&stat).with_context(|| format!("{path}: no CPU time"))?;
+    let hertz = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?;
+    Ok(ticks as f64 / hertz.context("no clock tick")? as f64)
+}
+
+/// Returns utime and stime (proc_pid_stat(5)) together. The name before them may have spaces.
+fn ticks(stat: &str) -> Option<u64> {
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let mut next = || fields.next()?.parse::<u64>().ok();
+    Some(next()? + next()?)
+}
+
+/// Returns how many TCP segments of no mapping netdp has dropped.
+fn resets_dropped(bed: &Bed) -> Result<u64> {
+    let out = bed.netdp(&["status", "-o", "json"])?.output()?;
+    let status: serde_json::Value =
+        serde_json::from_slice(&out.stdout).context("reading the output of `netdp status`")?;
+    let dropped = status["drops"]["tcp_no_flow"].as_u64();
+    dropped.context("`netdp status` has no drops.tcp_no_flow")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_time_stands_after_any_name() {
+        let stat = "7 (a ) b) S 1 2 3 4 5 6 7 8 9 10 31 11 0 0";
+        assert_eq!(ticks(stat), Some(42));
+        assert_eq!(ticks("7 (a) S 1"), None);
+    }
+
+    #[test]
+    fn comments_are_no_series() {
+        assert_eq!(series("# TYPE a gauge\na 1\na{b=\"c\"} 2\n# EOF\n"), 2);
+    }
+}
