@@ -18,3 +18,17 @@ pub(crate) fn boot_id() -> Result<String> {
     let text = fs::read_to_string(FILE).context(FILE)?;
     Ok(text.trim().to_owned())
 }
+
+/// Has freed memory returned to the kernel. By itself glibc raises the limit from which on it does so with
+/// the largest piece that was ever freed, and the object of the programs is large: the agent would keep some
+/// 16 MiB that it used once, at its start.
+pub(crate) fn return_freed_memory() {
+    #[cfg(target_env = "gnu")]
+    {
+        const LEFT: libc::c_int = 128 << 10;
+        // SAFETY: sets a parameter of the allocator (mallopt(3)).
+        if unsafe { libc::mallopt(libc::M_TRIM_THRESHOLD, LEFT) } == 0 {
+            log::debug!("the allocator refused M_TRIM_THRESHOLD: freed memory is kept");
+        }
+    }
+}

@@ -244,6 +244,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Run(run) => {
             logging::init(run.log_level().filter(), run.log_format);
+            crate::machine::return_freed_memory();
             // Only the agent's end is the end of the container.
             run.options().and_then(agent::run).inspect_err(|err| {
                 pod::write_termination_message(&format!("netdp: error: {err:#}\n"));

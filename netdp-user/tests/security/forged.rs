@@ -16,8 +16,26 @@ use testbed::{wait_for, wait_some};
 /// Longer than the timeout of a closed connection's mapping, shorter than that of an open one.
 const CLOSED: Duration = Duration::from_secs(300);
 
-/// Sequence and acknowledgement number outside every window.
-const ASTRAY: (u32, u32) = (0x7f00_0000, 0x7e00_0000);
+/// Sequence and acknowledgement number that no connection has agreed on.
+const ASTRAY: Numbers = (0x7f00_0000, 0x7e00_0000);
+
+/// A segment's sequence and acknowledgement number.
+type Numbers = (u32, u32);
+
+/// Returns numbers outside the windows of both directions, which begin at random numbers.
+fn outside(pair: &Pair) -> Result<Numbers> {
+    /// More than any window, and than what is taken for one (`netdp_common::flow`).
+    const FAR: u32 = 1 << 26;
+    let used = pair.numbers()?;
+    let is_far = |number: u32| {
+        let distance = |used: u32| number.wrapping_sub(used).cast_signed().unsigned_abs();
+        used.into_iter().all(|used| distance(used) > FAR)
+    };
+    let mut quarters = (0..4).map(|n| ASTRAY.0.wrapping_add(n << 30));
+    let sequence = quarters.find(|number| is_far(*number));
+    let sequence = sequence.context("two windows are at three places")?;
+    Ok((sequence, sequence.wrapping_sub(1 << 24)))
+}
 
 fn pair_of(end: SocketAddr) -> (std::net::IpAddr, u16) {
     (end.ip(), end.port())
@@ -99,7 +117,7 @@ fn time_passes(site: &mut Site) -> Result<()> {
 }
 
 /// Forged segments about pods' connections to `far`.
-type Forge = fn(&Site, SocketAddr, SocketAddr, SocketAddr) -> Result<Vec<(By, Packet)>>;
+type Forge = fn(SocketAddr, SocketAddr, SocketAddr, Numbers) -> Vec<(By, Packet)>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum By {
@@ -125,13 +143,13 @@ fn open_despite(subject: Subject, forge: Forge) -> Result<()> {
     let mut pairs = Vec::new();
     for family in ends(&site.far, 0) {
         let wire = site.on_node(family.ip(), 0)?;
-        let count = forge(&site, family, family, wire)?.len();
+        let count = forge(family, family, wire, ASTRAY).len();
         for n in 0..count {
             let to = SocketAddr::new(family.ip(), 6000 + u16::try_from(n)?);
             let mut pair = Pair::between(site.good(), &site.far, to)?;
             pair.goes_on().context("before the attack")?;
             let pod = pair.client.local_addr()?;
-            let (by, packet) = forge(&site, pod, to, pair.seen)?.swap_remove(n);
+            let (by, packet) = forge(pod, to, pair.seen, outside(&pair)?).swap_remove(n);
             by.sends(&site, &packet)?;
             pair.goes_on().context("after the attack")?;
             let what = format!("after {packet:?} by {by:?}");
@@ -153,13 +171,13 @@ fn open_despite(subject: Subject, forge: Forge) -> Result<()> {
 #[test]
 fn a_rst_in_a_pods_name_does_not_end_its_mapping() -> Result<()> {
     both(Control::Holds, |subject| {
-        open_despite(subject, |_, pod, to, _| {
-            let rst = |flags| build::tcp(pair_of(pod), pair_of(to), flags, ASTRAY, b"");
-            Ok(vec![
+        open_despite(subject, |pod, to, _, numbers| {
+            let rst = |flags| build::tcp(pair_of(pod), pair_of(to), flags, numbers, b"");
+            vec![
                 (By::Evil, rst(RST)),
                 (By::Evil, rst(RST | ACK).spoiled()),
                 (By::Itself, rst(RST).spoiled()),
-            ])
+            ]
         })
     })
 }
@@ -167,13 +185,13 @@ fn a_rst_in_a_pods_name_does_not_end_its_mapping() -> Result<()> {
 #[test]
 fn a_fin_outside_the_window_does_not_close_a_mapping() -> Result<()> {
     both(Control::Holds, |subject| {
-        open_despite(subject, |_, pod, to, wire| {
-            let fin = |from, to| build::tcp(pair_of(from), pair_of(to), FIN | ACK, ASTRAY, b"");
-            Ok(vec![
+        open_despite(subject, |pod, to, wire, numbers| {
+            let fin = |from, to| build::tcp(pair_of(from), pair_of(to), FIN | ACK, numbers, b"");
+            vec![
                 (By::Outside, fin(to, wire)),
                 (By::Evil, fin(pod, to)),
                 (By::Evil, fin(pod, to).spoiled()),
-            ])
+            ]
         })
     })
 }

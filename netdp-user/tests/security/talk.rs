@@ -6,7 +6,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -202,6 +202,47 @@ pub struct Pair {
 }
 
 impl Pair {
+    /// Returns the next sequence numbers of both directions, the client's first (`TCP_QUEUE_SEQ`,
+    /// net/ipv4/tcp.c).
+    pub fn numbers(&self) -> Result<[u32; 2]> {
+        const OFF: i32 = -1;
+        let set = |option, value: i32| -> Result<()> {
+            // SAFETY: a socket that lives, and an option that is an integer.
+            let done = unsafe {
+                libc::setsockopt(
+                    self.client.as_raw_fd(),
+                    libc::IPPROTO_TCP,
+                    option,
+                    (&raw const value).cast(),
+                    libc::socklen_t::try_from(size_of::<i32>())?,
+                )
+            };
+            ensure!(done == 0, "{}", io::Error::last_os_error());
+            Ok(())
+        };
+        set(libc::TCP_REPAIR, 1)?;
+        let mut numbers = [0_u32; 2];
+        // TCP_SEND_QUEUE and TCP_RECV_QUEUE (include/uapi/linux/tcp.h).
+        for (queue, number) in [2, 1].into_iter().zip(&mut numbers) {
+            set(libc::TCP_REPAIR_QUEUE, queue)?;
+            let mut size = libc::socklen_t::try_from(size_of::<u32>())?;
+            // SAFETY: as above; the option is read into an integer of its size.
+            let done = unsafe {
+                libc::getsockopt(
+                    self.client.as_raw_fd(),
+                    libc::IPPROTO_TCP,
+                    libc::TCP_QUEUE_SEQ,
+                    (&raw mut *number).cast(),
+                    &raw mut size,
+                )
+            };
+            ensure!(done == 0, "{}", io::Error::last_os_error());
+        }
+        // Without a window probe.
+        set(libc::TCP_REPAIR, OFF)?;
+        Ok(numbers)
+    }
+
     /// Connects `client` from `from` to `to`, which is, or leads to, `at` in `server`.
     pub fn open(
         client: &Netns,

@@ -9,7 +9,7 @@
 use super::load::{Direction, Load};
 use super::policy;
 use super::see;
-use super::variant::{EMPTY_PROGRAM, Kind, SEEN, Variant};
+use super::variant::{EMPTY_PROGRAM, Kind, MONITORED, SEEN, Variant};
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData};
 use netdp_common::layout::{Mapping, SHARE_TOTAL, Settings, Share, ShareEnded, Tuple, pins};
@@ -56,6 +56,9 @@ impl Offloads {
         }
     }
 }
+
+/// A table of mappings.
+pub type Mappings = HashMap<MapData, Tuple, Mapping>;
 
 pub struct Bed {
     pub variant: &'static Variant,
@@ -199,6 +202,11 @@ impl Bed {
         self.variant.name == SEEN
     }
 
+    /// Reports whether a monitor listens to netdp's events.
+    pub fn is_monitored(&self) -> bool {
+        [MONITORED, SEEN].contains(&self.variant.name)
+    }
+
     /// Returns a command that runs a subcommand of netdp on the agent.
     pub fn netdp(&self, arguments: &[&str]) -> Result<Command> {
         Ok(self.agent()?.command(arguments))
@@ -265,6 +273,12 @@ impl Bed {
         }
     }
 
+    /// Returns netdp's tables of mappings.
+    pub fn mappings(&self) -> Result<(Mappings, Mappings)> {
+        let open = |name| -> Result<Mappings> { Ok(Map::HashMap(self.pinned(name)?).try_into()?) };
+        Ok((open(pins::SNAT)?, open(pins::REV_SNAT)?))
+    }
+
     /// Removes all flows from netfilter's and netdp's tables.
     pub fn forget_flows(&self) -> Result<()> {
         if self.tracks() {
@@ -272,9 +286,8 @@ impl Bed {
             self.node.run(&["conntrack", "-F"])?;
         }
         if self.variant.kind == Kind::Netdp {
-            for name in [pins::SNAT, pins::REV_SNAT] {
-                let mut map: HashMap<_, Tuple, Mapping> =
-                    Map::HashMap(self.pinned(name)?).try_into()?;
+            let (snat, rev_snat) = self.mappings()?;
+            for mut map in [snat, rev_snat] {
                 let keys: Vec<Tuple> = map.keys().filter_map(Result::ok).collect();
                 for key in keys {
                     // The sweep may have removed it first.

@@ -102,7 +102,7 @@ impl Plan {
             lab.cost(NEW, "")?;
         }
         if self.only.contains(&Measure::See) {
-            lab.see(&[OUT_ONE, OUT_MANY, BYPASSED, NEW], SWEPT, self.max_flows)?;
+            lab.see(&[OUT_ONE, OUT_MANY, BYPASSED, NEW], self.max_flows)?;
         }
         forget_flows(lab)?;
         if self.wants(Measure::Throughput) {
@@ -195,7 +195,7 @@ fn variants(options: &Options) -> Vec<&'static Variant> {
     let sees = options.only.contains(&Measure::See);
     let there = |variant: &&Variant| match variant.name {
         variant::BEFORE => options.before.is_some(),
-        variant::SEEN => sees || !options.variants.is_empty(),
+        variant::MONITORED | variant::SEEN => sees || !options.variants.is_empty(),
         variant::NETDP => true,
         // `see` alone compares netdp with itself.
         _ => options.only != [Measure::See] || !options.variants.is_empty(),
@@ -219,11 +219,6 @@ const BACK_ONE: Load = Load {
 };
 const OUT_MANY: Load = Load {
     flows: Flows::Live(4096),
-    ..OUT_ONE
-};
-/// The flows of a full pass of the sweep.
-const SWEPT: Load = Load {
-    flows: Flows::Live(65_536),
     ..OUT_ONE
 };
 const BACK_MANY: Load = Load {

@@ -1,6 +1,6 @@
 //! Samples and their statistics.
 
-use super::variant::{BASE, BASE_TRACKED, NETDP, SEEN, Variant};
+use super::variant::{BASE, BASE_TRACKED, MONITORED, NETDP, SEEN, Variant};
 use serde::Serialize;
 
 /// Samples of one variant, one per round.
@@ -74,7 +74,7 @@ impl Row {
     /// Returns the cell that `cell` is compared with.
     pub fn base(&self, cell: &Cell) -> Option<&Cell> {
         self.cell(match cell.variant {
-            SEEN => NETDP,
+            MONITORED | SEEN => NETDP,
             _ if cell.tracked => BASE_TRACKED,
             _ => BASE,
         })

@@ -1,14 +1,18 @@
 //! What seeing costs: netdp with NAT log, metrics and a monitor beside netdp without.
 
-use super::bed::Bed;
+use super::bed::{Bed, FAR, NODE};
 use super::load::{Direction, Load};
 use super::measure::{About, Lab};
 use super::reload::resident;
 use crate::shell;
 use anyhow::{Context as _, Result, ensure};
+use netdp_common::layout::{
+    Addr, MAPPING_COUNTED_ORIGINAL, MAPPING_COUNTED_REPLY, Mapping, Tuple, proto,
+};
+use nix::time::{ClockId, clock_gettime};
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -26,6 +30,10 @@ const PODS: u8 = 250;
 const SCRAPES: u32 = 50;
 /// Interval of the scrapes beside a measurement.
 const SCRAPE_INTERVAL: Duration = Duration::from_secs(3);
+/// Number of mappings of all pods.
+const MAPPINGS: u32 = 65_536;
+/// Time after which a full pass of the sweep has found new mappings.
+const FOUND: Duration = Duration::from_secs(7);
 /// Duration of a sample of the agent's CPU time: two full passes of the sweep.
 const PASSES: Duration = Duration::from_secs(10);
 /// Packets of a flood of drops. The generator's start and end, about a tick of the kernel's timer (4 ms),
@@ -64,8 +72,8 @@ fn cached(pod: u8) -> String {
     )
 }
 
-/// Who looks at a node while it is measured: a monitor of all kinds, and a scrape every few
-/// seconds. Both end when it is dropped.
+/// A node's onlookers while it is measured: a monitor of all kinds, and, where metrics are on, a scrape
+/// every few seconds. Both end when it is dropped.
 struct Onlookers {
     _monitor: Running,
     end: Option<Sender<()>>,
@@ -77,16 +85,17 @@ impl Onlookers {
         let monitor = Running::start(bed.netdp(&["monitor", "-o", "jsonl"])?)?;
         let (end, ended) = channel();
         let node = bed.node.clone();
-        let scraper = std::thread::spawn(move || {
+        let scrapes = move || {
             while ended.recv_timeout(SCRAPE_INTERVAL) == Err(RecvTimeoutError::Timeout) {
                 // Measured by a row of its own, which reports failures.
                 let _ = scrape(&node);
             }
-        });
+        };
+        let scraper = bed.is_seen().then(|| std::thread::spawn(scrapes));
         Ok(Self {
             _monitor: monitor,
             end: Some(end),
-            scraper: Some(scraper),
+            scraper,
         })
     }
 }
@@ -102,7 +111,7 @@ impl Drop for Onlookers {
 
 impl Lab {
     /// Measures what seeing costs. The rows of packets take these loads: one flow, many, bypassed, new.
-    pub fn see(&mut self, loads: &[Load], many: Load, max_flows: u32) -> Result<()> {
+    pub fn see(&mut self, loads: &[Load], max_flows: u32) -> Result<()> {
         shell::progress(&format!("putting {CIDRS} CIDRs in force"));
         for bed in &mut self.beds {
             bed.set_cidrs(CIDRS)?;
@@ -118,11 +127,10 @@ impl Lab {
             }
             self.drops()?;
             self.beds.iter().try_for_each(Bed::forget_flows)?;
-            self.agent_cpu("the agent's CPU at rest", None)?;
-            let what = format!("the agent's CPU, {many}");
-            self.agent_cpu(&what, Some(many))?;
         }
-        self.beds.iter().try_for_each(Bed::forget_flows)?;
+        self.agent_cpu("the agent's CPU at rest", 0)?;
+        let what = format!("the agent's CPU, {MAPPINGS} mappings of {PODS} pods");
+        self.agent_cpu(&what, MAPPINGS)?;
         self.connections(None)?;
         self.scrapes()?;
         self.resident("the agent's memory, after these loads")?;
@@ -138,8 +146,8 @@ impl Lab {
     }
 
     fn onlookers(&self) -> Result<Vec<Onlookers>> {
-        let seen = self.beds.iter().filter(|bed| bed.is_seen());
-        seen.map(Onlookers::start).collect()
+        let monitored = self.beds.iter().filter(|bed| bed.is_monitored());
+        monitored.map(Onlookers::start).collect()
     }
 
     /// Measures a flood of TCP resets that belong to no mapping, which netdp drops.
@@ -160,24 +168,27 @@ impl Lab {
         })
     }
 
-    /// Measures the agent's use of a CPU in per cent, with the flows of `load` in its tables.
-    fn agent_cpu(&mut self, what: &str, load: Option<Load>) -> Result<()> {
-        self.interleave(about(what, "% of a core", false), |bed, generator| {
+    /// Measures the agent's use of a CPU in per cent, with this many mappings, which it knows already.
+    fn agent_cpu(&mut self, what: &str, mappings: u32) -> Result<()> {
+        self.interleave(about(what, "% of a core", false), |bed, _| {
             let Some(pid) = bed.agent_pid() else {
                 return Ok(None);
             };
-            if let Some(load) = load {
-                super::measure::burst(bed, generator, load, &[0])?;
-            }
+            populate(bed, mappings)?;
             let before = cpu_seconds(pid)?;
             std::thread::sleep(PASSES);
             let used = cpu_seconds(pid)? - before;
+            bed.forget_flows()?;
             Ok(Some(used / PASSES.as_secs_f64() * 100.0))
         })
     }
 
-    /// Measures scrapes: the agent's CPU time for one, its samples and its bytes.
+    /// Measures scrapes with mappings of all pods: the agent's CPU time for one, its samples and its
+    /// bytes.
     fn scrapes(&mut self) -> Result<()> {
+        for bed in self.beds.iter().filter(|bed| bed.is_seen()) {
+            populate(bed, PODS.into())?;
+        }
         let cpu = about("a scrape, the agent's CPU", "ms", false);
         self.interleave(cpu, |bed, _| {
             let Some(pid) = bed.agent_pid().filter(|_| bed.is_seen()) else {
@@ -207,6 +218,37 @@ impl Lab {
             Ok(Some(size(&scrape(&bed.node)?) as f64))
         })
     }
+}
+
+/// Makes the mappings that the programs would have made for datagrams of all pods, and waits until the
+/// sweep has found them.
+fn populate(bed: &Bed, mappings: u32) -> Result<()> {
+    const PER_DESTINATION: u32 = 16_384;
+    let address = |address: Ipv4Addr| Addr::from(IpAddr::from(address));
+    let (mut snat, mut rev_snat) = bed.mappings()?;
+    let (now, node) = (now()?, address(NODE));
+    for n in 0..mappings {
+        let host = u8::try_from(n % u32::from(PODS))? + 2;
+        let pod = address(Ipv4Addr::new(172, 16, 0, host));
+        let to = address(Ipv4Addr::from(u32::from(FAR) + n / PER_DESTINATION));
+        let port = 1024 + u16::try_from(n % PER_DESTINATION)?;
+        let tuple = Tuple::new(pod, to, port, 443, proto::UDP);
+        let reply = Mapping::new(&pod, port, MAPPING_COUNTED_REPLY, now);
+        let half = Mapping::new(&node, port, MAPPING_COUNTED_ORIGINAL, now);
+        rev_snat.insert(tuple.reply_to(node, port), reply, 0)?;
+        snat.insert(tuple, half, 0)?;
+    }
+    std::thread::sleep(FOUND);
+    Ok(())
+}
+
+/// Returns the time in the datapath's ticks (`netdp_common::flow`).
+fn now() -> Result<u32> {
+    let time = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?;
+    let nanoseconds =
+        u64::try_from(time.tv_sec())? * 1_000_000_000 + u64::try_from(time.tv_nsec())?;
+    let ticks = nanoseconds >> netdp_common::flow::TICK_SHIFT;
+    Ok(u32::try_from(ticks & u64::from(u32::MAX))?)
 }
 
 fn about(what: &str, unit: &'static str, higher_is_better: bool) -> About {

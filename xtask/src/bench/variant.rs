@@ -59,6 +59,8 @@ pub const BASE_TRACKED: &str = "plain+ct";
 
 /// Name of netdp with nothing else, the base of [`SEEN`].
 pub const NETDP: &str = "netdp";
+/// Name of netdp with a monitor of all events.
+pub const MONITORED: &str = "netdp+monitor";
 /// Name of netdp with everything on that shows what it does.
 pub const SEEN: &str = "netdp+seen";
 
@@ -114,6 +116,13 @@ pub const ALL: &[Variant] = &[
     Variant {
         name: NETDP,
         what: "netdp, no netfilter rule",
+        kind: Kind::Netdp,
+        conntrack: false,
+        max_cidrs: NO_LIMIT,
+    },
+    Variant {
+        name: MONITORED,
+        what: "netdp with a monitor of all events",
         kind: Kind::Netdp,
         conntrack: false,
         max_cidrs: NO_LIMIT,
