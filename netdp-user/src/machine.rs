@@ -32,3 +32,12 @@ pub(crate) fn return_freed_memory() {
         }
     }
 }
+
+/// Lets everything else on the node go first: for commands that walk through all mappings.
+pub(crate) fn give_way() {
+    const NICE: libc::c_int = 10;
+    // SAFETY: lowers the priority of this process (setpriority(2)).
+    if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) } != 0 {
+        log::debug!("setpriority: {}", std::io::Error::last_os_error());
+    }
+}

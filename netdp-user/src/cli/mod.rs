@@ -255,7 +255,10 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
             &show.paths.state_dir,
             show.output == Output::Json,
         ),
-        Command::Flows(flows) => return Ok(flows.run()),
+        Command::Flows(flows) => {
+            crate::machine::give_way();
+            return Ok(flows.run());
+        }
         Command::Who(who) => return Ok(who.run()),
         Command::Policy(policy) => {
             return Ok(output::or_trouble(policy.run().map(|()| ExitCode::SUCCESS)));
