@@ -52,12 +52,18 @@ fn the_screen_follows_keys_sizes_and_traffic_and_leaves_the_terminal_clean() -> 
     terminal.wait(&["PAUSED"])?;
 
     terminal.press(&["C-c"])?;
+    // What is typed before goes to netdp.
+    wait_for(SOON, "the shell's screen", || {
+        let alternate = terminal.tmux(&["display", "-p", "#{alternate_on}"]);
+        alternate.is_ok_and(|on| on.trim() == "0")
+    })?;
     terminal.press(&[
         "echo exit=$?; stty -a | grep -qw icanon && echo BACK",
         "Enter",
     ])?;
-    let screen = terminal.wait(&["BACK"])?;
-    let is_back = screen.contains("exit=0") && !screen.contains("PAUSED");
+    // The line that is typed has the last word, too.
+    let screen = terminal.wait(&["exit=0", "BACK"])?;
+    let is_back = !screen.contains("PAUSED");
     ensure!(is_back, "the shell's screen is back: {screen}");
     let modes = terminal.tmux(&["display", "-p", "#{cursor_flag} #{alternate_on}"])?;
     assert_eq!(
