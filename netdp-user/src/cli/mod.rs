@@ -241,6 +241,9 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
     if let Some(paths) = cli.command.paths() {
         programs::set_search_path(paths.programs.clone());
     }
+    if cli.command.walks() {
+        crate::machine::give_way();
+    }
     match cli.command {
         Command::Run(run) => {
             logging::init(run.log_level().filter(), run.log_format);
@@ -255,10 +258,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
             &show.paths.state_dir,
             show.output == Output::Json,
         ),
-        Command::Flows(flows) => {
-            crate::machine::give_way();
-            return Ok(flows.run());
-        }
+        Command::Flows(flows) => return Ok(flows.run()),
         Command::Who(who) => return Ok(who.run()),
         Command::Policy(policy) => {
             return Ok(output::or_trouble(policy.run().map(|()| ExitCode::SUCCESS)));
@@ -295,6 +295,19 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
 }
 
 impl Command {
+    /// Reports whether the command reads all mappings.
+    const fn walks(&self) -> bool {
+        matches!(
+            self,
+            Self::Flows(_)
+                | Self::Who(_)
+                | Self::Policy(_)
+                | Self::Diff(_)
+                | Self::Top(_)
+                | Self::SupportBundle(_)
+        )
+    }
+
     fn paths(&self) -> Option<&InstancePaths> {
         match self {
             Self::Run(run) => Some(&run.paths),

@@ -228,9 +228,8 @@ impl Maps {
         for (slot, range) in settings.ports.iter_mut().zip(&setup.to_ports) {
             *slot = *range;
         }
+        settings.events = 0; // Nobody listens to this agent yet.
         // The bypass cache may be of an agent with another setup, or of another version.
-        // Nobody listens to this agent yet.
-        settings.events = 0;
         settings.epoch = settings.epoch.wrapping_add(1);
         self.set_settings(&settings)?;
         let mut limits = self.limits()?;

@@ -39,7 +39,7 @@ struct Line<'a> {
     flags: Vec<(&'a str, &'a str)>,
     /// The flag whose value is to be completed.
     open: Option<&'a str>,
-    /// What there is of the word.
+    /// The typed part of the word.
     last: &'a str,
 }
 

@@ -1,4 +1,4 @@
-//! What seeing costs: netdp with NAT log, metrics and a monitor beside netdp without.
+//! The cost of seeing: netdp with NAT log, metrics and a monitor beside netdp without.
 
 use super::bed::{Bed, FAR, NODE};
 use super::load::{Direction, Load};

@@ -174,7 +174,7 @@ pub enum Measure {
     Latency,
     /// From the edit of a configuration to a policy in force.
     Reload,
-    /// What NAT log, metrics and monitor cost. Only if chosen.
+    /// The cost of NAT log, metrics and monitor. Only if chosen.
     See,
     /// New flows alone, by rate and by own time. Part of `packets` and `cost` otherwise.
     New,

@@ -7,7 +7,7 @@ use crate::format::local_time;
 use crate::monitor::Line;
 use maud::{Markup, html};
 
-/// What a row has besides its cells, and the section besides its rows, in bytes.
+/// Size of a row besides its cells, and of the section besides its rows, in bytes.
 const OF_ROW: usize = 100;
 const OF_SECTION: usize = 1_500;
 
