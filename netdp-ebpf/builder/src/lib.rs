@@ -8,8 +8,10 @@
     reason = "build scripts give cargo their instructions on standard output"
 )]
 
+mod strip;
+
 use anyhow::{Context as _, Result, bail};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const OVERRIDE: &str = "NETDP_EBPF_TOOLCHAIN";
@@ -19,7 +21,7 @@ const OVERRIDE: &str = "NETDP_EBPF_TOOLCHAIN";
 ///
 /// # Errors
 /// Returns an error if there is no linker or toolchain for the BPF target, if `root` is not UTF-8,
-/// or if the programs do not compile.
+/// if the programs do not compile, or if the object can't be stripped.
 pub fn build(package: &str, root: &Path, features: &[&str]) -> Result<()> {
     println!("cargo:rerun-if-env-changed={OVERRIDE}");
     find_linker()?;
@@ -39,7 +41,10 @@ pub fn build(package: &str, root: &Path, features: &[&str]) -> Result<()> {
         }],
         aya_build::Toolchain::Custom(&toolchain),
     )
-    .context("building the eBPF programs failed; the compiler's words are above")
+    .context("building the eBPF programs failed; the compiler's words are above")?;
+    let out = std::env::var_os("OUT_DIR").context("no OUT_DIR: only for build scripts")?;
+    let object = PathBuf::from(out).join(package);
+    strip::strip(&object).with_context(|| format!("stripping {}", object.display()))
 }
 
 fn choose_toolchain() -> Result<String> {
