@@ -41,7 +41,7 @@ pub(crate) use target::Target;
 
 /// Milliseconds before the last record of a log without state from which on records may be missing: longer
 /// than the interval of passes.
-const UNSAVED: u64 = 300_000;
+pub(crate) const UNSAVED: u64 = 300_000;
 
 /// Numbers that a killed agent may have used since it last saved the next one.
 const UNSAVED_NUMBERS: u64 = 1_000_000;
@@ -97,6 +97,7 @@ impl NatLog {
             lost: reports.lost()?,
             is_clean: false,
             was_off: false,
+            unread_since: None,
         };
         let last = options.target.file().and_then(file::last);
         let (state, gaps) = after(Saved::read(state_dir), last, fresh, ticks);
@@ -125,12 +126,14 @@ impl NatLog {
                 Sink::Ipfix(ipfix::Ipfix::new(*to, options.destinations, domain))
             }
         };
+        let read_until = state.known_until();
         let writer = Writer {
             queue: Arc::clone(&queue),
             recorder: Arc::clone(&recorder),
             sink,
             state,
             state_dir: state_dir.clone(),
+            read_until,
             names: NameCache::new(
                 pods.cni_dir.clone(),
                 state_dir.clone(),
@@ -231,9 +234,15 @@ fn after(
         until,
         why,
     };
-    let Some(saved) = saved.filter(|saved| saved.target == fresh.target) else {
+    let (saved, elsewhere): (Option<_>, Option<_>) = match saved {
+        Some(saved) if saved.target == fresh.target => (Some(saved), None),
+        elsewhere => (None, elsewhere),
+    };
+    let Some(saved) = saved else {
         let Some((number, boot, time)) = last else {
-            return (fresh, Vec::new());
+            // What another log has not told yet, this one does not know.
+            let moved = elsewhere.map(|saved| gap(saved.known_until(), "moved"));
+            return (fresh, moved.into_iter().collect());
         };
         let why = if boot == fresh.boot {
             "state_lost"
@@ -260,10 +269,11 @@ fn after(
         };
         return (Saved { next, ..fresh }, vec![gap(known, why)]);
     }
-    let why = match (saved.was_off, saved.is_clean) {
-        (true, _) => Some("off"),
-        (false, false) => Some("killed"),
-        (false, true) => None,
+    let why = match (saved.was_off, saved.is_clean, saved.unread_since) {
+        (true, ..) => Some("off"),
+        (false, false, _) => Some("killed"),
+        (false, true, Some(_)) => Some("collector"),
+        (false, true, None) => None,
     };
     let state = Saved {
         clock: saved.clock.or_at(ticks, until),
@@ -271,6 +281,7 @@ fn after(
         lost: saved.lost,
         // Until the first pass.
         complete: saved.complete,
+        unread_since: saved.unread_since,
         next,
         ..fresh
     };
@@ -294,6 +305,7 @@ mod tests {
             lost: 0,
             is_clean: false,
             was_off: false,
+            unread_since: None,
         }
     }
 
@@ -331,6 +343,12 @@ mod tests {
             (Some(("killed", 60_000)), 10),
             "from the last pass on"
         );
+        let unread = Saved {
+            unread_since: Some(50_000),
+            ..clean.clone()
+        };
+        let expected = (Some(("collector", 50_000)), 10);
+        assert_eq!(told(Some(unread), Some((9, "b", 0))), expected);
         let (gap, next) = told(Some(killed), None);
         assert_eq!((gap, next), (Some(("killed", 60_000)), 7 + UNSAVED_NUMBERS));
         for (other, why) in [
@@ -353,6 +371,7 @@ mod tests {
             target: "/y".into(),
             ..state("b", 1, 70_000)
         };
-        assert_eq!(told(Some(elsewhere), None), (None, 0), "another log");
+        let moved = Some(("moved", 70_000));
+        assert_eq!(told(Some(elsewhere), None), (moved, 0), "another log");
     }
 }

@@ -104,6 +104,9 @@ pub(crate) struct Record<'a> {
     /// End of a gap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<String>,
+    /// Time before which all begins and ends are in the log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub complete: Option<String>,
     /// Number of records that are missing, if it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n: Option<u64>,
@@ -146,6 +149,7 @@ impl<'a> Record<'a> {
             at: None,
             from: None,
             until: None,
+            complete: None,
             n: None,
             why: None,
             packets: None,

@@ -27,15 +27,23 @@ impl Sink {
         }
     }
 
-    /// Writes lines. Returns the time since which earlier ones may not have been read.
+    /// Writes lines. Reports whether earlier ones may have been lost.
     ///
     /// # Errors
     /// Returns an error if they are to be written again.
-    pub fn write_lines(&mut self, lines: &[u8]) -> io::Result<Option<u64>> {
+    pub fn write_lines(&mut self, lines: &[u8]) -> io::Result<bool> {
         match self {
-            Self::File(file) => file.write(lines).map(|()| None),
+            Self::File(file) => file.write(lines).map(|()| false),
             Self::Socket(socket) => socket.write(lines),
-            Self::Ipfix(_) => Ok(None),
+            Self::Ipfix(_) => Ok(false),
+        }
+    }
+
+    /// Reports whether all that was written is where it belongs, as far as anybody can tell.
+    pub fn is_read(&self) -> bool {
+        match self {
+            Self::Socket(socket) => socket.is_read(),
+            Self::File(_) | Self::Ipfix(_) => true,
         }
     }
 

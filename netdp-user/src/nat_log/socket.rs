@@ -1,6 +1,5 @@
 //! The log as lines to a Unix stream socket.
 
-use crate::time::now_milliseconds as now;
 use std::io::{self, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
@@ -14,10 +13,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(super) struct Socket {
     path: PathBuf,
     stream: Option<UnixStream>,
-    /// Time at which the collector had read all, in milliseconds since 1970.
-    read_at: u64,
-    /// Time since which it may lack lines that were sent, if it may.
-    lacks_since: Option<u64>,
+    /// True if an earlier connection has ended with lines that may not have been read.
+    lacks_lines: bool,
 }
 
 impl Socket {
@@ -26,17 +23,16 @@ impl Socket {
         Self {
             path,
             stream: None,
-            read_at: now(),
-            lacks_since: None,
+            lacks_lines: false,
         }
     }
 
-    /// Sends lines. Returns the time since which an earlier connection's may not have been read, if this
-    /// is another connection.
+    /// Sends lines. Reports whether this is another connection, so that the collector may lack what was
+    /// sent before.
     ///
     /// # Errors
     /// Returns an error if nobody listens or reads; the lines are to be sent again then.
-    pub fn write(&mut self, lines: &[u8]) -> io::Result<Option<u64>> {
+    pub fn write(&mut self, lines: &[u8]) -> io::Result<bool> {
         if self.stream.is_none() {
             let stream = UnixStream::connect(&self.path)?;
             stream.set_write_timeout(Some(PATIENCE))?;
@@ -47,13 +43,16 @@ impl Socket {
         };
         if let Err(err) = stream.write_all(lines) {
             self.stream = None;
-            self.lacks_since.get_or_insert(self.read_at);
+            self.lacks_lines = true;
             return Err(err);
         }
-        if unread(stream)? == 0 {
-            self.read_at = now();
-        }
-        Ok(self.lacks_since.take())
+        Ok(std::mem::take(&mut self.lacks_lines))
+    }
+
+    /// Reports whether the collector has read all that was sent.
+    pub fn is_read(&self) -> bool {
+        let is_read = |stream: &UnixStream| unread(stream).is_ok_and(|bytes| bytes == 0);
+        !self.lacks_lines && self.stream.as_ref().is_none_or(is_read)
     }
 }
 

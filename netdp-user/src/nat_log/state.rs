@@ -70,6 +70,10 @@ pub(crate) struct Saved {
     /// True if an agent without a log has run since.
     #[serde(default)]
     pub was_off: bool,
+    /// Time before which the collector has read all that there was to tell, in milliseconds since 1970, if it
+    /// has not read all that was sent.
+    #[serde(default)]
+    pub unread_since: Option<u64>,
 }
 
 impl Saved {
@@ -91,8 +95,16 @@ impl Saved {
     }
 
     /// Returns the time from which on records may be missing if no more were written, in milliseconds
-    /// since 1970: begins are complete only as far as the last pass.
+    /// since 1970.
     pub(crate) fn known_until(&self) -> u64 {
+        let written = self.written_until();
+        self.unread_since
+            .map_or(written, |unread| unread.min(written))
+    }
+
+    /// Returns the time up to which all is written, in milliseconds since 1970: begins only as far as the
+    /// last pass.
+    pub(crate) fn written_until(&self) -> u64 {
         let begins = self.since.map_or(0, |since| self.clock.time(since));
         // Before the first pass nothing was known.
         if begins == 0 {

@@ -34,6 +34,9 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Failures after which the end of the agent is not delayed any more.
 const TRIES_AT_END: u32 = 3;
 
+/// Time for which the end of the agent waits for a collector to read.
+const READ_AT_END: Duration = Duration::from_secs(1);
+
 /// The names of pods, read again for mappings that began since.
 pub(super) struct NameCache {
     pub cni_dir: PathBuf,
@@ -83,6 +86,9 @@ pub(super) struct Writer {
     pub policy: Option<String>,
     pub with_destinations: bool,
     pub saved_at: Option<Instant>,
+    /// Time before which all that there was to tell has been read by a collector, or is in a file, in
+    /// milliseconds since 1970.
+    pub read_until: u64,
 }
 
 impl Writer {
@@ -120,9 +126,15 @@ impl Writer {
                 break;
             }
         }
+        let complete = self.state.written_until();
         let mut record = self.record(Kind::Stop, &boot, &node);
         record.at = Some(text(now()));
+        record.complete = Some(text(complete));
         if self.write_records(&[record]) {
+            let end = Instant::now() + READ_AT_END;
+            while !self.sink.is_read() && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(10));
+            }
             self.state.is_clean = true;
             self.save();
         }
@@ -170,13 +182,7 @@ impl Writer {
         self.queue.set_lag(Duration::ZERO);
         let (boot, node) = (self.state.boot.clone(), self.node.clone());
         for gap in batch.gaps {
-            log::warn!(
-                code:% = Code::LogGap;
-                "the NAT log lacks {} mappings ({}), see docs/nat-log.md {}",
-                gap.n.map_or_else(|| "some".into(), |n| n.to_string()),
-                gap.why,
-                Code::LogGap
-            );
+            warn_of(&gap);
             let record = self.gap(gap, &boot, &node);
             if !self.write_records(&[record]) {
                 return false;
@@ -190,6 +196,7 @@ impl Writer {
         if self.state.since.is_some() {
             self.state.complete = batch.complete;
         }
+        self.note_read();
         self.state.lost = lock(&self.recorder).lost();
         if has_passed || self.saved_at.is_none_or(|at| at.elapsed() >= SAVE_EVERY) {
             self.save();
@@ -200,9 +207,19 @@ impl Writer {
 
     fn save(&mut self) {
         self.saved_at = Some(Instant::now());
+        self.state.unread_since = (!self.note_read()).then_some(self.read_until);
         if let Err(err) = self.state.save(&self.state_dir) {
             log::warn!("{err:#}");
         }
+    }
+
+    /// Notes up to which time all is read, if nothing waits to be; reports whether that is so.
+    fn note_read(&mut self) -> bool {
+        let is_read = self.sink.is_read();
+        if is_read {
+            self.read_until = self.state.written_until();
+        }
+        is_read
     }
 
     /// Creates a record with the next number.
@@ -263,22 +280,37 @@ impl Writer {
         is_written
     }
 
+    /// Writes lines, and behind them a gap if earlier ones were lost: that may not wait, as an agent that
+    /// is killed would not tell it.
     fn write_lines(&mut self, lines: &[u8]) -> bool {
-        let cause = self.sink.cause();
-        let waits = (&*self.queue, &*self.recorder);
-        let written = retry(waits, cause, || self.sink.write_lines(lines));
-        let Some(lacks_since) = written else {
+        let Some(mut lacks_lines) = self.try_lines(lines) else {
             return false;
         };
-        if let Some(from) = lacks_since {
-            self.queue.add_gap(Gap {
+        let (boot, node) = (self.state.boot.clone(), self.node.clone());
+        while lacks_lines {
+            let gap = Gap {
                 n: None,
-                from,
+                from: self.read_until,
                 until: now(),
-                why: cause.name(),
-            });
+                why: self.sink.cause().name(),
+            };
+            warn_of(&gap);
+            let mut line = Vec::new();
+            put_line(&mut line, &self.gap(gap, &boot, &node));
+            match self.try_lines(&line) {
+                Some(lacks) => lacks_lines = lacks,
+                None => return false,
+            }
+            self.queue.counters.add_record(Kind::Gap);
         }
         true
+    }
+
+    /// Writes lines until it succeeds, and reports whether earlier ones were lost; `None` if the agent ends
+    /// before that.
+    fn try_lines(&mut self, lines: &[u8]) -> Option<bool> {
+        let waits = (&*self.queue, &*self.recorder);
+        retry(waits, self.sink.cause(), || self.sink.write_lines(lines))
     }
 
     fn write_sessions(&mut self, events: &[Event]) -> bool {
@@ -416,6 +448,16 @@ fn retry<T>(
             std::thread::sleep(PAUSE);
         }
     }
+}
+
+fn warn_of(gap: &Gap) {
+    log::warn!(
+        code:% = Code::LogGap;
+        "the NAT log lacks {} mappings ({}), see docs/nat-log.md {}",
+        gap.n.map_or_else(|| "some".into(), |n| n.to_string()),
+        gap.why,
+        Code::LogGap
+    );
 }
 
 fn put_line(lines: &mut Vec<u8>, record: &Record<'_>) {

@@ -191,7 +191,7 @@ fn ask(places: &Places<'_>, question: &Question) -> Result<(Found, Vec<String>)>
     };
     let own = saved.as_ref().and_then(log_of);
     let path = places.log.map(Path::to_owned).or_else(|| own.clone());
-    // A copy of the log, or another one, is complete as far as it goes.
+    // A copy of the log, or another one, has no state.
     let is_own = path == own;
     match &path {
         Some(path) => {

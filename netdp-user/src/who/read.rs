@@ -4,7 +4,7 @@ use super::Question;
 use super::find::{Candidate, End, Gap};
 use crate::datapath::{self, Identity, protocol_name};
 use crate::machine;
-use crate::nat_log::{Clock, Kind, Record, Saved, number, reader, rotated, time};
+use crate::nat_log::{Clock, Kind, Record, Saved, UNSAVED, number, reader, rotated, time};
 use crate::pods::Names;
 use crate::time::now_milliseconds;
 use anyhow::{Context as _, Result};
@@ -49,7 +49,7 @@ impl Known {
     ) -> Result<()> {
         let mut files = rotated(path).with_context(|| format!("listing {}", path.display()))?;
         files.push(path.to_owned());
-        let (mut first, mut last) = (None, 0);
+        let (mut first, mut last, mut complete) = (None, 0, 0);
         let wanted = format!("{SEEN_AS}{}", question.place.begin());
         for file in &files {
             let lines = reader(file).with_context(|| format!("reading {}", file.display()))?;
@@ -68,10 +68,15 @@ impl Known {
                     first.get_or_insert(time);
                     last = last.max(time);
                 }
+                complete = complete.max(record.complete.as_deref().and_then(time).unwrap_or(0));
                 self.add(&record, question);
             }
         }
-        let until = saved.map_or(last, Saved::known_until);
+        // Without the state nobody knows how far the last pass has come.
+        let until = saved.map_or(
+            complete.max(last.saturating_sub(UNSAVED)),
+            Saved::known_until,
+        );
         self.gaps.push(Gap {
             from: 0,
             until: first.unwrap_or(u64::MAX).saturating_sub(1),

@@ -1,5 +1,6 @@
 //! The NAT log, and `netdp who` over it.
 
+mod collector;
 mod faults;
 mod ipfix;
 
@@ -8,9 +9,7 @@ use crate::common::{Echo, NETDP, POLICY, SOON, World, echoes, refused};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use testbed::{Agent, WorkDir, wait_for, wait_some};
@@ -351,49 +350,6 @@ fn other_protocols_and_ipv6_have_the_same_records() -> Result<()> {
         code == Some(0) && told.starts_with(&from),
         "{code:?} {told}"
     );
-    Ok(())
-}
-
-#[test]
-fn a_collector_gets_lines_and_what_it_missed() -> Result<()> {
-    let dir = WorkDir::new("collector")?;
-    let path = dir.path().join("socket");
-    let target = format!("unix:{}", path.display());
-    let world = World::with(POLICY, &["--enable-ipv6", "--nat-log", &target])?;
-    let _echo = Echo::start(&world.far)?;
-    let to = echoes(&world.far).into_iter().find(SocketAddr::is_ipv4);
-    let to = to.context("no echo by IPv4")?;
-    let mut first = Tcp::connect(world.pod(0), from_port(43_001, to), to)?;
-    first.ask()?;
-    // Nobody listened so far: all waits.
-    wait_for(SOON, "the agent to say that nobody listens", || {
-        world.agent.log().contains("the NAT log can't be written")
-    })?;
-    let read_until = |listener: &UnixListener, is_last: &dyn Fn(&Value) -> bool| {
-        let (stream, _) = listener.accept()?;
-        stream.set_read_timeout(Some(SOON))?;
-        let mut seen = Vec::<Value>::new();
-        for line in BufReader::new(stream).lines() {
-            seen.push(serde_json::from_str(&line?)?);
-            if seen.last().is_some_and(is_last) {
-                break;
-            }
-        }
-        Ok::<_, anyhow::Error>(seen)
-    };
-    let is_of = |record: &Value, port: u16| {
-        let pod = record["pod"].as_str().unwrap_or_default();
-        pod.ends_with(&format!(":{port}"))
-    };
-    let listener = UnixListener::bind(&path)?;
-    let seen = read_until(&listener, &|it| is_of(it, 43_001))?;
-    assert_eq!(seen[0]["event"], "start");
-    // It is away, and comes back.
-    let mut second = Tcp::connect(world.pod(0), from_port(43_002, to), to)?;
-    second.ask()?;
-    let seen = read_until(&listener, &|it| it["event"] == "gap")?;
-    ensure!(seen.iter().any(|it| is_of(it, 43_002)), "{seen:?}");
-    assert_eq!(seen.last().context("no record")?["why"], "collector");
     Ok(())
 }
 
