@@ -95,8 +95,8 @@ metrics! {
         "IP packets that passed a hook, by what was done with them.";
     BYTES "netdp_bytes_total" Counter ["uplink", "direction", "outcome"] (INTERFACES * 8) Maps
         "Bytes of these packets without their link headers.";
-    DROPPED "netdp_dropped_packets_total" Counter ["uplink", "reason"] (INTERFACES * 15) Maps
-        "Packets that were dropped, by reason.";
+    DROPPED "netdp_dropped_packets_total" Counter ["uplink", "direction", "reason"] (INTERFACES * 15) Maps
+        "Packets that were dropped, by reason; each reason has one direction, or counts both (either).";
     ICMP_ERRORS "netdp_icmp_errors_translated_total" Counter [] 1 Maps
         "ICMP errors translated in either direction; they are in no outcome.";
     FRAGMENTS "netdp_fragments_held_total" Counter [] 1 Maps
@@ -105,8 +105,8 @@ metrics! {
         "Live mappings, by protocol and by whether the peer has sent a packet.";
     MAPPINGS_MAX "netdp_mappings_max" Gauge [] 1 Sweep
         "Capacity of the mapping tables.";
-    CREATED "netdp_mappings_created_total" Counter [] 1 Maps
-        "Mappings created.";
+    CREATED "netdp_mappings_created_total" Counter ["protocol"] 4 Maps
+        "Mappings created, by protocol.";
     ENDED "netdp_mappings_ended_total" Counter ["why"] 5 Sweep
         "Mappings ended by the sweep, and halves that it restored (repair).";
     ALLOCATIONS "netdp_port_allocations_total" Counter ["result"] 3 Maps
