@@ -268,6 +268,50 @@ fn the_first_refusal_moves_a_series_that_was_0() -> Result<()> {
     Ok(())
 }
 
+/// The mappings live for two seconds, and passes are five apart: mostly no pass leaves any.
+#[test]
+fn ports_that_were_in_use_between_two_passes_are_remembered() -> Result<()> {
+    let world = World::with(
+        QUIET,
+        &[
+            "--to-ports=40000-40003",
+            "--timeout=udp-unreplied=2s",
+            "--timeout=udp-replied=2s",
+            "--timeout=udp-lookup=2s",
+            &format!("--metrics-listen={METRICS}"),
+        ],
+    )?;
+    let node = &world.bed.node;
+    let _echo = Echo::start(&world.far)?;
+    let passes = |it: &Scrape| it.value("netdp_sweep_duration_seconds_count{kind=\"full\"}");
+    let before = wait_some(SOON, "a full pass", || {
+        let scrape = Scrape::of(node).ok()?;
+        (passes(&scrape).ok()? >= 1.0).then_some(scrape)
+    })?;
+    let ended = "netdp_mappings_ended_total{why=\"timeout\"}";
+    let before = before.value(ended)?;
+    let to = SocketAddr::from((world.far.v4()?, ECHO));
+    let open: Vec<_> = (0..4)
+        .map(|_| ask(world.pod(0), to, 1))
+        .collect::<Result<_>>()?;
+    drop(open);
+    let then = wait_some(SOON, "the mappings to end", || {
+        let scrape = Scrape::of(node).ok()?;
+        (scrape.value(ended).ok()? == before + 4.0).then_some(scrape)
+    })?;
+    let labels = "protocol=\"udp\",address=\"10.1.0.10\",destination=\"10.2.0.1\",port=\"7\"";
+    ensure!(then.all("netdp_destination_ports_used").is_empty());
+    let most = format!("netdp_destination_ports_used_max{{{labels}}}");
+    assert_eq!(then.value(&most)?, 4.0);
+    let ports = format!("netdp_destination_ports{{{labels}}}");
+    assert_eq!(then.value(&ports)?, 4.0);
+    let of = "family=\"ipv4\",protocol=\"udp\"";
+    let now = format!("netdp_destination_ports_used_ratio{{{of}}}");
+    let worst = format!("netdp_destination_ports_used_ratio_max{{{of}}}");
+    assert_eq!((then.value(&now)?, then.value(&worst)?), (0.0, 1.0));
+    Ok(())
+}
+
 #[test]
 fn each_listener_serves_its_own_paths() -> Result<()> {
     let arguments = [
@@ -368,10 +412,12 @@ fn series_are_bounded() -> Result<()> {
         ("netdp_namespace_transmit_bytes_total", 65),
         ("netdp_pod_mappings", 301),
         ("netdp_destination_ports_used", 10),
-        ("netdp_destination_ports", 10),
+        ("netdp_destination_ports_used_max", 10),
     ] {
         assert_eq!(scrape.all(metric).len(), most, "{metric}");
     }
+    let destinations = scrape.all("netdp_destination_ports").len();
+    ensure!((10..=20).contains(&destinations), "{destinations}");
     assert_eq!(scrape.sum("netdp_pod_mappings"), 500.0);
     let others = "netdp_namespace_mappings{namespace=\"(other)\"}";
     assert_eq!(scrape.value(others)?, 436.0);
