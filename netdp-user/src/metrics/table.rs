@@ -163,8 +163,8 @@ metrics! {
         "Time at which a configuration was last accepted or rejected.";
     APPLY "netdp_config_apply_duration_seconds" Histogram [] 1 Agent
         "Time that it took to write a changed configuration to the datapath.";
-    BUILD "netdp_build_info" Info ["version", "mode", "kernel"] 1 Agent
-        "Version and mode of the agent, and release of the kernel.";
+    BUILD "netdp_build_info" Info ["version", "revision", "mode", "kernel"] 1 Agent
+        "Version, revision of the sources and mode of the agent, and release of the kernel.";
     UPLINK_INFO "netdp_uplink_info" Info ["uplink", "attached", "ipv4", "ipv6"] INTERFACES Agent
         "Uplinks with attached programs, and the addresses that they masquerade with.";
     UPLINK_UP "netdp_uplink_up" Gauge ["uplink"] INTERFACES Agent
