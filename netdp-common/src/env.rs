@@ -79,6 +79,8 @@ pub trait Counting {
     fn count_refusal(&self, bucket: u32);
     /// Counts a search for a port that tried this many candidates.
     fn count_search(&self, candidates: u32);
+    /// Counts a new mapping of this protocol, which is not TCP: mappings of TCP are the others.
+    fn count_protocol(&self, protocol: u32);
 }
 
 /// The configuration in force.

@@ -7,9 +7,9 @@ use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use netdp_common::layout::{
-    Addr, Counters, Endpoint, Fragment, Inbound, Limits, Live, MacKey, Mapping, NodeFlow,
-    NodeFlowPorts, NodeProtocol, PAIR_BITS, PORT_MAPS as PORT_MAPS_LEN, Pair, PolicyValue,
-    PortMapBits, PortMapOwner, PortSearches, REACH as REACH_LEN, RECENT as RECENT_LEN,
+    Addr, Counters, Endpoint, Fragment, Inbound, Limits, Live, MacKey, Mapping, NewMappings,
+    NodeFlow, NodeFlowPorts, NodeProtocol, PAIR_BITS, PORT_MAPS as PORT_MAPS_LEN, Pair,
+    PolicyValue, PortMapBits, PortMapOwner, REACH as REACH_LEN, RECENT as RECENT_LEN,
     RESERVED_WORDS, RULE_HITS as RULE_HITS_LEN, Reach, RecentAt, RuleEnded, RuleHits,
     SHARE_ENTRIES, Settings, Share, ShareEnded, Source, SourceKey, Traffic, Tuple, UPLINK_NUMBERS,
     Uplink,
@@ -72,7 +72,7 @@ pub static PORT_MAP_OWNERS: Array<PortMapOwner, { PORT_MAPS_LEN as usize }> = Ar
 #[btf_map]
 pub static PORT_MAPS: Array<PortMapBits, { PORT_MAPS_LEN as usize }> = Array::new();
 #[btf_map]
-pub static PORT_SEARCHES: PerCpuArray<PortSearches, 1> = PerCpuArray::new();
+pub static PORT_SEARCHES: PerCpuArray<NewMappings, 1> = PerCpuArray::new();
 /// Refusals by bucket.
 #[btf_map]
 pub static REFUSALS: Array<u64, { SHARE_ENTRIES }> = Array::new();

@@ -55,6 +55,7 @@ mod state_dir;
 mod time;
 mod top;
 mod upstream;
+mod version;
 #[cfg(test)]
 mod visibility;
 mod who;

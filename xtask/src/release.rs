@@ -79,7 +79,7 @@ fn collect(image: &Image, directory: &Path) -> Result<Vec<String>> {
             .with_context(|| format!("copying {} to {name}", from.display()))?;
         files.push(name);
     }
-    let said = output(Command::new(directory.join(&stem)).arg("--version"))?;
+    let said = output(Command::new(directory.join(&stem)).arg("-V"))?;
     ensure!(
         said.split_whitespace().last() == Some(VERSION),
         "the program reports version {said:?}, not {VERSION}"

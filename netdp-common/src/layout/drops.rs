@@ -1,5 +1,7 @@
 //! Drop reasons and their counters.
 
+use crate::direction::Direction;
+
 macro_rules! drop_reasons {
     ($($(#[doc = $doc:literal])+ $name:ident => $field:ident,)+) => {
         /// A drop reason. Each has its own counter.
@@ -39,6 +41,28 @@ macro_rules! drop_reasons {
                         | Self::IcmpNoFlow
                         | Self::TcpNoFlow
                 )
+            }
+
+            /// Returns the direction of the packets that are dropped for the reason: whether their
+            /// source or their destination was to be translated. A hairpin packet is first of the one,
+            /// then of the other. `None`: the reason is counted for both together.
+            #[must_use]
+            pub const fn direction(self) -> Option<Direction> {
+                match self {
+                    Self::RewriteFailed | Self::FragmentOfDropped | Self::IcmpNoFlow => None,
+                    Self::Unsolicited => Some(Direction::Ingress),
+                    Self::Malformed
+                    | Self::UnsupportedProtocol
+                    | Self::ExtensionHeader
+                    | Self::TcpNoFlow
+                    | Self::NoSourceAddress
+                    | Self::NoFreePort
+                    | Self::TableFull
+                    | Self::ForgedSource
+                    | Self::NodeProtocol
+                    | Self::PodLimit
+                    | Self::IpsecPolicy => Some(Direction::Egress),
+                }
             }
 
             /// All drop reasons.

@@ -12,13 +12,13 @@ mod event;
 mod fragment;
 mod inbound;
 mod mapping;
+mod new_mappings;
 mod node;
 pub mod pins;
 mod pod;
 mod policy;
 mod port_map;
 mod reach;
-mod search;
 mod settings;
 mod share;
 mod traffic;
@@ -45,6 +45,7 @@ pub use mapping::{
     MAPPING_HANDOVER_PENDING, MAPPING_HOST, MAPPING_ORIGIN, MAPPING_PICKUP, Mapping, RECENT,
     RecentAt, origin_tag,
 };
+pub use new_mappings::{NewMappings, SEARCH_CLASSES, search_class};
 pub use node::{
     NODE_PORT_DCCP, NODE_PORT_SCTP, NODE_PORT_TCP, NODE_PORT_UDP, NODE_PORT_UDP_LITE, NodeFlow,
     NodeFlowPorts, NodeProtocol, RESERVED_WORDS, node_port_bit,
@@ -52,7 +53,6 @@ pub use node::{
 pub use policy::{ACTION_MASK, Action, POLICY_NO_RULE, POLICY_WAS_BYPASSED, PolicyValue};
 pub use port_map::{PORT_MAP_WORDS, PORT_MAPS, PortMapBits, PortMapOwner};
 pub use reach::{REACH, Reach, network_bits, network_of};
-pub use search::{PortSearches, SEARCH_CLASSES, search_class};
 pub use settings::{
     Limits, NO_LEAK_ADDRESS, NO_LEAK_DROP, NO_LEAK_PASS, PORT_RANGES, PortRange,
     SETTING_ANY_SOURCE, SETTING_BYPASS_CACHE_VALID, SETTING_DRAIN, SETTING_HAIRPIN,

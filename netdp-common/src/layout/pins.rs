@@ -69,7 +69,7 @@ pub const BYPASS_CACHE: &str = "bypass_cache";
 
 /// Network of a destination ([`super::network_of`]) → [`super::Reach`].
 pub const REACH: &str = "reach";
-/// 0 → [`super::PortSearches`], per CPU.
+/// 0 → [`super::NewMappings`], per CPU.
 pub const PORT_SEARCHES: &str = "port_searches";
 /// Bucket → refusals of its pods.
 pub const REFUSALS: &str = "refusals";

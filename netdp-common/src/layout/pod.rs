@@ -8,11 +8,11 @@ use super::event::{BeginEvent, DropEvent, EventCount};
 use super::fragment::Fragment;
 use super::inbound::{Inbound, Live};
 use super::mapping::{Mapping, RecentAt};
+use super::new_mappings::NewMappings;
 use super::node::{NodeFlow, NodeFlowPorts, NodeProtocol};
 use super::policy::PolicyValue;
 use super::port_map::{PortMapBits, PortMapOwner};
 use super::reach::Reach;
-use super::search::PortSearches;
 use super::settings::{Limits, Settings};
 use super::share::{Share, ShareEnded};
 use super::traffic::{Pair, RuleEnded, RuleHits, Traffic};
@@ -48,7 +48,7 @@ const _: () = {
     assert!(size_of::<RuleEnded>() == 48);
     assert!(size_of::<Pair>() == 64);
     assert!(size_of::<Reach>() == 16);
-    assert!(size_of::<PortSearches>() == 136);
+    assert!(size_of::<NewMappings>() == 136);
     assert!(size_of::<BeginEvent>() == 80);
     assert!(size_of::<DropEvent>() == 168);
     assert!(size_of::<EventCount>() == 40);
@@ -58,8 +58,8 @@ const _: () = {
 mod user {
     use super::{
         Addr, BeginEvent, Counters, DropEvent, Endpoint, EventCount, Fragment, Inbound, Limits,
-        Live, MacKey, Mapping, NodeFlow, NodeFlowPorts, NodeProtocol, Pair, PolicyValue,
-        PortMapBits, PortMapOwner, PortSearches, Reach, RecentAt, RuleEnded, RuleHits, Settings,
+        Live, MacKey, Mapping, NewMappings, NodeFlow, NodeFlowPorts, NodeProtocol, Pair,
+        PolicyValue, PortMapBits, PortMapOwner, Reach, RecentAt, RuleEnded, RuleHits, Settings,
         Share, ShareEnded, Source, SourceKey, Traffic, Tuple, Uplink,
     };
 
@@ -102,7 +102,7 @@ mod user {
         RuleEnded,
         Pair,
         Reach,
-        PortSearches,
+        NewMappings,
         BeginEvent,
         DropEvent,
         EventCount

@@ -94,6 +94,10 @@ fn finish<E: Env>(env: &E, scratch: &mut Scratch, flags: u16) -> Verdict {
     }
     match env.insert_snat(&pkt.tuple, &claim.reply) {
         Ok(()) => {
+            // Before all are counted: whoever reads them in the other order never has too many of TCP.
+            if pkt.tuple.proto != proto::TCP {
+                env.count_protocol(pkt.tuple.proto);
+            }
             env.count(|c| &mut c.mappings_created);
             env.count_packet(|c| &mut c.egress_masqueraded);
             account(env, &pkt.tuple, claim.bucket);

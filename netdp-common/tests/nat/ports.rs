@@ -3,7 +3,7 @@
 use super::{BOTH, V4, assert_paired, becomes, halves, opened, wire_of};
 use netdp_common::layout::{PortRange, SETTING_PORTS, SETTING_RANDOM_PORTS, Tuple};
 use std::collections::BTreeSet;
-use testkit::build::{Build, SYN};
+use testkit::build::{Build, Kind, SYN};
 use testkit::fake::{Fake, Seen, tuple_of};
 
 fn port(seen: Seen) -> u16 {
@@ -51,11 +51,29 @@ fn colliding_ports_get_another_of_their_class() {
             let reply = first.from(&at_port(net.node, wanted)).answer();
             assert_eq!(fake.back(&reply), becomes(&at_port(net.pod, wanted)));
             assert_eq!(fake.counters().ports_changed, 1);
-            let searches = *fake.searches.borrow();
-            assert_eq!(searches.searches.iter().sum::<u64>(), 1, "the second only");
-            assert!(searches.candidates >= 2, "its own port, and another");
+            let new = *fake.new_mappings.borrow();
+            assert_eq!(new.searches().iter().sum::<u64>(), 1, "the second only");
+            assert!(new.candidates >= 2, "its own port, and another");
             assert_paired(&fake);
         }
+    }
+}
+
+/// Each mapping once, TCP only in the number of all.
+#[test]
+fn new_mappings_are_counted_by_protocol() {
+    for net in BOTH {
+        let fake = Fake::new();
+        let gre = Build::new(net.pod, net.server, Kind::Other(47));
+        let lite = Build::new(net.pod, net.server, Kind::UdpLite);
+        for packet in net.openings().iter().chain([&gre, &lite]) {
+            for _ in 0..2 {
+                assert!(matches!(fake.out(packet), Seen::As(_)), "{packet:?}");
+            }
+        }
+        assert_eq!(fake.counters().mappings_created, 5);
+        let new = *fake.new_mappings.borrow();
+        assert_eq!((new.udp(), new.icmp(), new.other()), (1, 1, 2));
     }
 }
 

@@ -73,7 +73,15 @@ impl Counting for TcEnv<'_> {
     fn count_search(&self, candidates: u32) {
         if let Some(counted) = PORT_SEARCHES.get_ptr_mut(0) {
             // SAFETY: this CPU's own entry; a TC program is not preempted by another on the same CPU.
-            unsafe { (*counted).count(candidates) };
+            unsafe { (*counted).count_search(candidates) };
+        }
+    }
+
+    #[inline(always)]
+    fn count_protocol(&self, protocol: u32) {
+        if let Some(counted) = PORT_SEARCHES.get_ptr_mut(0) {
+            // SAFETY: as above.
+            unsafe { (*counted).count_protocol(protocol) };
         }
     }
 }

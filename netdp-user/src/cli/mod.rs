@@ -32,7 +32,7 @@ use crate::fleet;
 use crate::logging::{self, LogFormat};
 use crate::programs;
 use crate::shadow::{self, Summary};
-use crate::{pod, report, top};
+use crate::{pod, report, top, version};
 use anyhow::Result;
 use args::{CniDir, InstancePaths, LogLevel, Output};
 use bundle::SupportBundle;
@@ -56,7 +56,7 @@ use who::Who;
 
 /// eBPF egress masquerading (SNAT) agent for Kubernetes nodes.
 #[derive(Debug, Parser)]
-#[command(name = "netdp", version, max_term_width = 100)]
+#[command(name = "netdp", version, long_version = version::LONG.as_str(), max_term_width = 100)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -354,8 +354,23 @@ impl Show {
 
 #[cfg(test)]
 mod tests {
-    use super::Cli;
+    use super::{Cli, version};
     use clap::{CommandFactory as _, Parser as _};
+
+    #[test]
+    fn the_long_version_has_the_revision() {
+        let told = |flag: &str| {
+            let parsed = Cli::command().try_get_matches_from(["netdp", flag]);
+            parsed.unwrap_err().to_string()
+        };
+        let version = version::VERSION;
+        assert_eq!(told("-V"), format!("netdp {version}\n"));
+        let revision = version::REVISION;
+        assert_eq!(
+            told("--version"),
+            format!("netdp {version} (revision {revision})\n")
+        );
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -69,7 +69,7 @@ pub(crate) use reach::{for_each_pair, for_each_reach};
 pub(crate) use refusal::Refusal;
 pub(crate) use rule_counts::{NumberedPolicy, RuleCount, RuleCounts, SHARED_INDEX};
 pub use setup::{Kernel, NoLeak, OnReload, PortMode, Setup};
-pub(crate) use sweep::{PodChange, cpu_time};
+pub(crate) use sweep::{Peaks, PodChange, cpu_time};
 pub use sweep::{SweepRules, SweepStats, Sweeper};
 pub(crate) use tables::Capacities;
 pub use tap::{Effect, Rules, Tap};

@@ -227,7 +227,7 @@ fn layout() -> [(&'static str, MapType, usize, usize); 37] {
             pins::PORT_SEARCHES,
             MapType::PerCpuArray,
             4,
-            size_of::<layout::PortSearches>(),
+            size_of::<layout::NewMappings>(),
         ),
         (pins::REFUSALS, MapType::Array, 4, 8),
         (pins::EVENTS, MapType::RingBuf, 0, 0),

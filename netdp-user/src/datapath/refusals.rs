@@ -1,10 +1,10 @@
-//! The maps that count searches for ports, and refusals: `port_searches`, `refusals`.
+//! The maps that count new mappings, and refusals: `port_searches`, `refusals`.
 
 use super::maps::{Maps, NOT_UP_TO_DATE};
 use super::{batch, bpffs};
 use anyhow::{Context as _, Result};
 use aya::maps::{Map, MapData, PerCpuArray};
-use netdp_common::layout::{Addr, PortSearches, pins};
+use netdp_common::layout::{Addr, NewMappings, pins};
 use netdp_common::slot::{Key, Role};
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use std::path::Path;
 
 /// The two maps.
 pub(super) struct RefusalMaps {
-    searches: PerCpuArray<MapData, PortSearches>,
+    new: PerCpuArray<MapData, NewMappings>,
     refusals: MapData,
 }
 
@@ -28,7 +28,7 @@ impl RefusalMaps {
         }
         let pinned = |file: &str| bpffs::open_map(bpffs, file);
         Ok(Some(Self {
-            searches: Map::PerCpuArray(pinned(pins::PORT_SEARCHES)?).try_into()?,
+            new: Map::PerCpuArray(pinned(pins::PORT_SEARCHES)?).try_into()?,
             refusals: pinned(pins::REFUSALS)?,
         }))
     }
@@ -39,14 +39,14 @@ impl Maps {
         self.refusals.as_ref().context(NOT_UP_TO_DATE)
     }
 
-    /// Returns the searches for a port whose first candidate was taken, summed over all CPUs.
+    /// Returns the counts of searches and protocols of new mappings, summed over all CPUs.
     ///
     /// # Errors
     /// Returns an error if the map can't be read.
-    pub(crate) fn port_searches(&self) -> Result<PortSearches> {
-        let searches = &self.refusal_maps()?.searches;
-        let per_cpu = (searches.get(&0, 0)).context("reading the port_searches map")?;
-        let mut sum = PortSearches::default();
+    pub(crate) fn new_mappings(&self) -> Result<NewMappings> {
+        let new = &self.refusal_maps()?.new;
+        let per_cpu = (new.get(&0, 0)).context("reading the port_searches map")?;
+        let mut sum = NewMappings::default();
         for cpu in per_cpu.iter() {
             sum.add(cpu);
         }

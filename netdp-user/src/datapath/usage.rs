@@ -28,6 +28,13 @@ pub struct Destination {
     pub seen_as: IpAddr,
 }
 
+impl Destination {
+    /// Reports whether it has ports that mappings can use up.
+    pub(super) const fn has_ports(&self) -> bool {
+        matches!(self.protocol, proto::TCP | proto::UDP)
+    }
+}
+
 /// Use by one pod or one destination.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Use {
@@ -222,7 +229,8 @@ fn add<K: Hash + Eq>(uses: &mut HashMap<K, Use>, key: K, added: &Use) -> bool {
     true
 }
 
-fn destination(protocol: u32, address: Addr, id: u16, seen_as: Addr) -> Destination {
+/// Returns the destination with this address and L4 id, as seen from an address of the node.
+pub(super) fn destination(protocol: u32, address: Addr, id: u16, seen_as: Addr) -> Destination {
     Destination {
         protocol,
         address: address.into(),

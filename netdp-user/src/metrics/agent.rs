@@ -10,6 +10,7 @@ use super::{Source, float, lock};
 use crate::codes::Code;
 use crate::report::UplinkReport;
 use crate::time;
+use crate::version::{REVISION, VERSION};
 use anyhow::Result;
 use prometheus_client::metrics::histogram::Histogram;
 use std::collections::BTreeMap;
@@ -132,8 +133,8 @@ impl Source for AgentState {
             samples.gauge(READY, &[], 0.0);
             return Ok(());
         };
-        let version = env!("CARGO_PKG_VERSION");
-        samples.info(BUILD, &[version, state.mode, &self.kernel]);
+        let build = [VERSION, REVISION, state.mode, &self.kernel];
+        samples.info(BUILD, &build);
         add_config(samples, &state.config);
         add_uplinks(samples, state);
         samples.gauge(READY, &[], flag(state.is_ready));
@@ -199,6 +200,7 @@ mod tests {
     use crate::metrics::Source as _;
     use crate::metrics::samples::Samples;
     use crate::metrics::table::FINDINGS;
+    use crate::version::{REVISION, VERSION};
 
     fn text(state: &AgentState) -> String {
         let mut samples = Samples::default();
@@ -219,6 +221,8 @@ mod tests {
         state.heard().store(1_700_000_000, super::Ordering::Relaxed);
         state.publish(Published::default());
         let told = text(&state);
+        let build = format!("{{version=\"{VERSION}\",revision=\"{REVISION}\",mode=\"\",");
+        assert!(told.contains(&build), "{told}");
         assert_eq!(told.matches("netdp_findings{").count(), JUDGED.len());
         assert!(
             told.contains("{code=\"NDP103\",severity=\"warning\"} 0.0\n"),

@@ -5,7 +5,8 @@ use super::table::{ALLOCATIONS, BYTES, CREATED, DROPPED, FRAGMENTS, ICMP_ERRORS,
 use super::{Source, lock};
 use crate::datapath::Maps;
 use anyhow::Result;
-use netdp_common::layout::{Counters, DropReason, PortSearches, Traffic};
+use netdp_common::direction::Direction;
+use netdp_common::layout::{Counters, DropReason, NewMappings, Traffic};
 use nix::net::if_::if_indextoname;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,6 +20,8 @@ const OTHERS: &str = "(other)";
 /// The pinned counters.
 pub(crate) struct PinnedCounters {
     maps: Mutex<Maps>,
+    /// Mappings of TCP, as last told.
+    tcp: AtomicU64,
     /// Mappings that kept their pod's port, as last told.
     kept: AtomicU64,
     /// Mappings whose first candidate was free, as last told.
@@ -33,6 +36,7 @@ impl PinnedCounters {
     pub(crate) fn open(bpffs: &Path) -> Result<Self> {
         Ok(Self {
             maps: Mutex::new(Maps::open(bpffs)?),
+            tcp: AtomicU64::new(0),
             kept: AtomicU64::new(0),
             at_once: AtomicU64::new(0),
         })
@@ -52,8 +56,9 @@ impl Source for PinnedCounters {
                 names.insert(uplink.number(), name.to_string_lossy().into_owned());
             }
         }
-        let searches = maps.port_searches()?;
         let (sum, by_number) = maps.counters_by_number()?;
+        // After all mappings: what is subtracted from these below is then never too little.
+        let new = maps.new_mappings()?;
         drop(maps);
         let mut by_name = BTreeMap::<String, Counters>::new();
         for (number, counters) in (0..).zip(&by_number) {
@@ -66,7 +71,13 @@ impl Source for PinnedCounters {
         }
         samples.count(ICMP_ERRORS, &[], sum.errors_translated);
         samples.count(FRAGMENTS, &[], sum.fragments_held);
-        samples.count(CREATED, &[], sum.mappings_created);
+        let others = new.udp() + new.icmp() + new.other();
+        let tcp = sum.mappings_created.saturating_sub(others);
+        let tcp = never_less(&self.tcp, tcp);
+        samples.count(CREATED, &["tcp"], tcp);
+        samples.count(CREATED, &["udp"], new.udp());
+        samples.count(CREATED, &["icmp"], new.icmp());
+        samples.count(CREATED, &["other"], new.other());
         // A mapping is counted before its changed port: what was read in between must not shrink.
         let kept = sum.mappings_created.saturating_sub(sum.ports_changed);
         let kept = never_less(&self.kept, kept);
@@ -74,10 +85,10 @@ impl Source for PinnedCounters {
         samples.count(ALLOCATIONS, &["kept"], kept);
         samples.count(ALLOCATIONS, &["changed"], sum.ports_changed);
         samples.count(ALLOCATIONS, &["refused"], refused);
-        let longer: u64 = searches.searches.iter().sum();
+        let longer: u64 = new.searches().iter().sum();
         let at_once = sum.mappings_created.saturating_sub(longer);
         let at_once = never_less(&self.at_once, at_once);
-        samples.distribution(SEARCH, by_candidates(&searches, at_once));
+        samples.distribution(SEARCH, by_candidates(&new, at_once));
         Ok(())
     }
 }
@@ -89,19 +100,19 @@ fn never_less(before: &AtomicU64, number: u64) -> u64 {
 
 /// Returns the distribution of the candidates of searches. `at_once`: those whose first candidate was
 /// free, which the programs do not count.
-fn by_candidates(searches: &PortSearches, at_once: u64) -> Distribution {
-    /// Class of the most candidates that a packet tries ([`netdp_common::nat`]): 256.
-    const LAST: usize = 8;
+fn by_candidates(new: &NewMappings, at_once: u64) -> Distribution {
+    /// Class of the highest bound, 65,536.
+    const LAST: u32 = 16;
+    let mut counted = new.searches().iter().skip(1);
     let mut classes = vec![(1.0, at_once)];
-    for (class, count) in searches.searches.iter().enumerate().skip(1) {
-        match classes.last_mut() {
-            Some((_, last)) if class > LAST + 1 => *last += count,
-            _ if class > LAST => classes.push((f64::MAX, *count)),
-            _ => classes.push((f64::from(1_u32 << class), *count)),
-        }
+    for class in 1..=LAST {
+        // What one packet tries is bounded: the last classes are always empty.
+        let count = counted.next().copied().unwrap_or_default();
+        classes.push((f64::from(1_u32 << class), count));
     }
+    classes.push((f64::MAX, 0));
     Distribution {
-        sum: searches.candidates + at_once,
+        sum: new.candidates + at_once,
         classes,
     }
 }
@@ -129,15 +140,25 @@ fn add(samples: &mut Samples, uplink: &str, counters: &Counters) {
     }
     for reason in DropReason::ALL {
         let dropped = counters.drops.get(*reason);
-        samples.count(DROPPED, &[uplink, reason.name()], dropped);
+        let labels = [uplink, direction_of(*reason), reason.name()];
+        samples.count(DROPPED, &labels, dropped);
+    }
+}
+
+/// Returns the label of the direction in which packets are dropped for a reason.
+const fn direction_of(reason: DropReason) -> &'static str {
+    match reason.direction() {
+        Some(Direction::Egress) => "egress",
+        Some(Direction::Ingress) => "ingress",
+        None => "either",
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{add, outcomes};
+    use super::{add, by_candidates, direction_of, outcomes};
     use crate::metrics::samples::Samples;
-    use netdp_common::layout::{Counters, DropReason};
+    use netdp_common::layout::{Counters, DropReason, NewMappings};
 
     #[test]
     fn every_counter_with_bytes_is_an_outcome_except_what_is_counted_twice() {
@@ -155,11 +176,32 @@ mod tests {
         add(&mut samples, "eth0", &Counters::default());
         let text = samples.into_text().unwrap();
         for reason in DropReason::ALL {
-            let name = reason.name();
-            let line =
-                format!("netdp_dropped_packets_total{{uplink=\"eth0\",reason=\"{name}\"}} 0\n");
+            let (direction, name) = (direction_of(*reason), reason.name());
+            let labels = format!("uplink=\"eth0\",direction=\"{direction}\",reason=\"{name}\"");
+            let line = format!("netdp_dropped_packets_total{{{labels}}} 0\n");
             assert!(text.contains(&line), "{line}{text}");
         }
+        for (direction, reasons) in [("either", 3), ("ingress", 1), ("egress", 11)] {
+            let label = format!("direction=\"{direction}\",reason=");
+            assert_eq!(text.matches(&label).count(), reasons, "{direction}");
+        }
         assert_eq!(text.matches("outcome=").count(), 16);
+    }
+    #[test]
+    fn searches_have_bounds_up_to_65536() {
+        let mut new = NewMappings::default();
+        for candidates in [2, 3, 256, 4096] {
+            new.count_search(candidates);
+        }
+        let told = by_candidates(&new, 10);
+        assert_eq!(told.sum, 2 + 3 + 256 + 4096 + 10);
+        let (bounds, counts): (Vec<_>, Vec<_>) = told.classes.into_iter().unzip();
+        let powers = (0..=16).map(|n| f64::from(1_u32 << n));
+        assert_eq!(bounds, powers.chain([f64::MAX]).collect::<Vec<_>>());
+        assert_eq!(counts.iter().sum::<u64>(), 14);
+        assert_eq!(
+            [counts[0], counts[1], counts[2], counts[8], counts[12]],
+            [10, 1, 1, 1, 1]
+        );
     }
 }

@@ -155,19 +155,21 @@ mod tests {
         durations.observe(0.5);
         samples.histogram(SWEEP, &["full"], &durations);
         samples.gauge(READY, &[], 1.0);
-        samples.info(BUILD, &["0.1.0", "ebpf", "6.1"]);
-        samples.count(DROPPED, &["eth0", "malformed"], 0);
-        samples.count(DROPPED, &["a\"b\\c\nd", "table_full"], 7);
+        samples.info(BUILD, &["0.1.0", "0123abcd4567", "ebpf", "6.1"]);
+        samples.count(DROPPED, &["eth0", "egress", "malformed"], 0);
+        samples.count(DROPPED, &["a\"b\\c\nd", "egress", "table_full"], 7);
         let text = samples.into_text().unwrap();
         assert_eq!(
             text,
-            "# HELP netdp_dropped_packets Packets that were dropped, by reason.\n\
+            "# HELP netdp_dropped_packets Packets that were dropped, by reason; each reason has one \
+             direction, or counts both (either).\n\
              # TYPE netdp_dropped_packets counter\n\
-             netdp_dropped_packets_total{uplink=\"eth0\",reason=\"malformed\"} 0\n\
-             netdp_dropped_packets_total{uplink=\"a\\\"b\\\\c\\nd\",reason=\"table_full\"} 7\n\
-             # HELP netdp_build Version and mode of the agent, and release of the kernel.\n\
+             netdp_dropped_packets_total{uplink=\"eth0\",direction=\"egress\",reason=\"malformed\"} 0\n\
+             netdp_dropped_packets_total{uplink=\"a\\\"b\\\\c\\nd\",direction=\"egress\",reason=\"table_full\"} 7\n\
+             # HELP netdp_build Version, revision of the sources and mode of the agent, and release of \
+             the kernel.\n\
              # TYPE netdp_build info\n\
-             netdp_build_info{version=\"0.1.0\",mode=\"ebpf\",kernel=\"6.1\"} 1\n\
+             netdp_build_info{version=\"0.1.0\",revision=\"0123abcd4567\",mode=\"ebpf\",kernel=\"6.1\"} 1\n\
              # HELP netdp_ready 1 if the node is ready, as /readyz answers.\n\
              # TYPE netdp_ready gauge\n\
              netdp_ready 1.0\n\

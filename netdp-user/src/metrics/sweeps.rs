@@ -202,9 +202,10 @@ impl SweepRecorder {
         let now = Instant::now();
         let took = now.duration_since(begun).as_secs_f64();
         let counts = sweeper.take_counts();
-        let ports = counts
-            .as_ref()
-            .map(|_| sweeper.maps().ports_of_destination());
+        let peaks = sweeper.take_peaks().map(|peaks| {
+            let ports = sweeper.maps().ports_of_destination();
+            ports.map(|ports| (peaks, ports))
+        });
         let mut state = lock(&self.sweeps.state);
         let ended = &mut state.ended;
         ended.timeout += stats.expired;
@@ -216,6 +217,14 @@ impl SweepRecorder {
         if let Ok(cpu) = cpu_time() {
             state.cpu = cpu;
         }
+        match peaks.transpose() {
+            Ok(Some((peaks, ports))) => {
+                let usage = counts.as_ref().map(|(census, _)| &census.usage);
+                (state.ports).update(&peaks, usage, (ports, self.top), now);
+            }
+            Ok(None) => {}
+            Err(err) => log::warn!("metrics of ports: {err:#}"),
+        }
         let Some((census, changes)) = counts else {
             state.due.observe(took);
             return;
@@ -225,13 +234,6 @@ impl SweepRecorder {
         state.replied = census.replied;
         state.entries.reservations = census.reservations;
         state.entries.carried = census.carried;
-        match ports.transpose() {
-            Ok(ports) => {
-                let ports = ports.unwrap_or_default();
-                state.ports.update(&census.usage, ports, self.top, now);
-            }
-            Err(err) => log::warn!("metrics of ports: {err:#}"),
-        }
         let nobody = Index::default();
         let names = self.names.as_ref().map(|names| lock(names));
         let names = names.as_deref().unwrap_or(&nobody);

@@ -95,8 +95,8 @@ metrics! {
         "IP packets that passed a hook, by what was done with them.";
     BYTES "netdp_bytes_total" Counter ["uplink", "direction", "outcome"] (INTERFACES * 8) Maps
         "Bytes of these packets without their link headers.";
-    DROPPED "netdp_dropped_packets_total" Counter ["uplink", "reason"] (INTERFACES * 15) Maps
-        "Packets that were dropped, by reason.";
+    DROPPED "netdp_dropped_packets_total" Counter ["uplink", "direction", "reason"] (INTERFACES * 15) Maps
+        "Packets that were dropped, by reason; each reason has one direction, or counts both (either).";
     ICMP_ERRORS "netdp_icmp_errors_translated_total" Counter [] 1 Maps
         "ICMP errors translated in either direction; they are in no outcome.";
     FRAGMENTS "netdp_fragments_held_total" Counter [] 1 Maps
@@ -105,8 +105,8 @@ metrics! {
         "Live mappings, by protocol and by whether the peer has sent a packet.";
     MAPPINGS_MAX "netdp_mappings_max" Gauge [] 1 Sweep
         "Capacity of the mapping tables.";
-    CREATED "netdp_mappings_created_total" Counter [] 1 Maps
-        "Mappings created.";
+    CREATED "netdp_mappings_created_total" Counter ["protocol"] 4 Maps
+        "Mappings created, by protocol.";
     ENDED "netdp_mappings_ended_total" Counter ["why"] 5 Sweep
         "Mappings ended by the sweep, and halves that it restored (repair).";
     ALLOCATIONS "netdp_port_allocations_total" Counter ["result"] 3 Maps
@@ -116,11 +116,13 @@ metrics! {
     RATIO "netdp_destination_ports_used_ratio" Gauge ["family", "protocol"] 4 Sweep
         "Share of the ports in use towards the destination with most, from 0 to 1.";
     RATIO_MAX "netdp_destination_ports_used_ratio_max" Gauge ["family", "protocol"] 4 Sweep
-        "The highest of these shares in the last five minutes.";
+        "The highest that a pass of the sweep has found in the last five minutes, before it ended mappings.";
     PORTS_USED "netdp_destination_ports_used" Gauge ["protocol", "address", "destination", "port"] MOST_TOP Sweep
         "Ports in use towards the destinations with most (--metrics-top), of those with more than a sixteenth.";
-    PORTS "netdp_destination_ports" Gauge ["protocol", "address", "destination", "port"] MOST_TOP Sweep
-        "Ports that there are towards these destinations.";
+    PORTS_USED_MAX "netdp_destination_ports_used_max" Gauge ["protocol", "address", "destination", "port"] MOST_TOP Sweep
+        "The most that a pass of the sweep has found in the last five minutes, of the destinations with most then.";
+    PORTS "netdp_destination_ports" Gauge ["protocol", "address", "destination", "port"] (2 * MOST_TOP) Sweep
+        "Ports that there are towards the destinations of both.";
     NS_MAPPINGS "netdp_namespace_mappings" Gauge ["namespace"] (NAMESPACES + 2) Sweep
         "Live mappings of a namespace's pods.";
     NS_CREATED "netdp_namespace_mappings_created_total" Counter ["namespace"] (NAMESPACES + 2) Sweep
@@ -161,8 +163,8 @@ metrics! {
         "Time at which a configuration was last accepted or rejected.";
     APPLY "netdp_config_apply_duration_seconds" Histogram [] 1 Agent
         "Time that it took to write a changed configuration to the datapath.";
-    BUILD "netdp_build_info" Info ["version", "mode", "kernel"] 1 Agent
-        "Version and mode of the agent, and release of the kernel.";
+    BUILD "netdp_build_info" Info ["version", "revision", "mode", "kernel"] 1 Agent
+        "Version, revision of the sources and mode of the agent, and release of the kernel.";
     UPLINK_INFO "netdp_uplink_info" Info ["uplink", "attached", "ipv4", "ipv6"] INTERFACES Agent
         "Uplinks with attached programs, and the addresses that they masquerade with.";
     UPLINK_UP "netdp_uplink_up" Gauge ["uplink"] INTERFACES Agent

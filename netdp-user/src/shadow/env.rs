@@ -90,6 +90,8 @@ impl<R> Counting for ConfigEnv<'_, R> {
     fn count_refusal(&self, _: u32) {}
 
     fn count_search(&self, _: u32) {}
+
+    fn count_protocol(&self, _: u32) {}
 }
 
 impl<R> Config for ConfigEnv<'_, R> {

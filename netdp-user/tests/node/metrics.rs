@@ -1,7 +1,7 @@
 //! `/metrics` of a real agent: it agrees with what was sent, goes on over a restart, has what never
 //! happened with 0, and stays bounded.
 
-use crate::common::clients::{Udp, any, from_port, send_raw};
+use crate::common::clients::{Tcp, Udp, any, from_port, send_raw};
 use crate::common::{ECHO, Echo, SOON, World, options, refused};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
@@ -70,7 +70,7 @@ impl Scrape {
     }
 
     fn dropped(&self, reason: &str) -> Result<f64> {
-        let labels = format!("uplink=\"eth0\",reason=\"{reason}\"");
+        let labels = format!("uplink=\"eth0\",direction=\"egress\",reason=\"{reason}\"");
         self.value(&format!("netdp_dropped_packets_total{{{labels}}}"))
     }
 
@@ -104,6 +104,11 @@ fn ask(pod: &Host, to: SocketAddr, datagrams: usize) -> Result<Udp> {
         flow.ask()?;
     }
     Ok(flow)
+}
+
+/// Returns the series of mappings created of a protocol.
+fn created(protocol: &str) -> String {
+    format!("netdp_mappings_created_total{{protocol=\"{protocol}\"}}")
 }
 
 /// Keeps a namespace from sending packets that no test asked for.
@@ -149,8 +154,8 @@ fn every_packet_has_one_outcome_and_counts_go_on_over_a_restart() -> Result<()> 
     let ah = after.dropped("unsupported_protocol")? - before.dropped("unsupported_protocol")?;
     assert_eq!(ah, 7.0);
     assert_eq!(after.seen() - before.seen(), 287.0);
-    let created = "netdp_mappings_created_total";
-    assert_eq!(after.value(created)? - before.value(created)?, 2.0);
+    let [tcp, udp] = ["tcp", "udp"].map(created);
+    assert_eq!(after.value(&udp)? - before.value(&udp)?, 2.0);
 
     // Two packets of the self-check are counted with each start of an agent.
     agent.restart()?;
@@ -158,9 +163,19 @@ fn every_packet_has_one_outcome_and_counts_go_on_over_a_restart() -> Result<()> 
     let more = again.seen() - after.seen();
     ensure!((0.0..=2.0).contains(&more), "{more} more packets");
     assert_eq!(again.dropped("unsupported_protocol")?, 7.0);
+    for created in [&tcp, &udp] {
+        assert_eq!(again.value(created)?, after.value(created)?, "{created}");
+    }
     ask(&bed.pods[0], far, 5)?;
     let last = Scrape::of(&bed.node)?;
     assert_eq!(last.seen() - again.seen(), 10.0);
+
+    // The programs count connections with all mappings only.
+    let mut connection = Tcp::connect(&bed.pods[0], any(far), far)?;
+    connection.ask()?;
+    let then = Scrape::of(&bed.node)?;
+    assert_eq!(then.value(&tcp)? - last.value(&tcp)?, 1.0);
+    assert_eq!(then.value(&udp)?, last.value(&udp)?);
     Ok(())
 }
 
@@ -216,9 +231,10 @@ fn the_first_refusal_moves_a_series_that_was_0() -> Result<()> {
     assert_eq!(then.value(refused)?, 1.0);
     // Each mapping had a search; the last of the four most likely met ports that are taken.
     let searches = |suffix: &str| then.value(&format!("netdp_port_search_candidates_{suffix}"));
-    let created = then.value("netdp_mappings_created_total")?;
+    let created = then.sum("netdp_mappings_created_total");
     assert_eq!(searches("count")?, created);
     assert_eq!(searches("bucket{le=\"256.0\"}")?, created);
+    assert_eq!(searches("bucket{le=\"65536.0\"}")?, created);
     ensure!(searches("sum")? >= created);
 
     // What the next pass of the sweep sees.
@@ -249,6 +265,50 @@ fn the_first_refusal_moves_a_series_that_was_0() -> Result<()> {
             now.is_ok_and(|now| now == expected)
         })?;
     }
+    Ok(())
+}
+
+/// The mappings live for two seconds, and passes are five apart: mostly no pass leaves any.
+#[test]
+fn ports_that_were_in_use_between_two_passes_are_remembered() -> Result<()> {
+    let world = World::with(
+        QUIET,
+        &[
+            "--to-ports=40000-40003",
+            "--timeout=udp-unreplied=2s",
+            "--timeout=udp-replied=2s",
+            "--timeout=udp-lookup=2s",
+            &format!("--metrics-listen={METRICS}"),
+        ],
+    )?;
+    let node = &world.bed.node;
+    let _echo = Echo::start(&world.far)?;
+    let passes = |it: &Scrape| it.value("netdp_sweep_duration_seconds_count{kind=\"full\"}");
+    let before = wait_some(SOON, "a full pass", || {
+        let scrape = Scrape::of(node).ok()?;
+        (passes(&scrape).ok()? >= 1.0).then_some(scrape)
+    })?;
+    let ended = "netdp_mappings_ended_total{why=\"timeout\"}";
+    let before = before.value(ended)?;
+    let to = SocketAddr::from((world.far.v4()?, ECHO));
+    let open: Vec<_> = (0..4)
+        .map(|_| ask(world.pod(0), to, 1))
+        .collect::<Result<_>>()?;
+    drop(open);
+    let then = wait_some(SOON, "the mappings to end", || {
+        let scrape = Scrape::of(node).ok()?;
+        (scrape.value(ended).ok()? == before + 4.0).then_some(scrape)
+    })?;
+    let labels = "protocol=\"udp\",address=\"10.1.0.10\",destination=\"10.2.0.1\",port=\"7\"";
+    ensure!(then.all("netdp_destination_ports_used").is_empty());
+    let most = format!("netdp_destination_ports_used_max{{{labels}}}");
+    assert_eq!(then.value(&most)?, 4.0);
+    let ports = format!("netdp_destination_ports{{{labels}}}");
+    assert_eq!(then.value(&ports)?, 4.0);
+    let of = "family=\"ipv4\",protocol=\"udp\"";
+    let now = format!("netdp_destination_ports_used_ratio{{{of}}}");
+    let worst = format!("netdp_destination_ports_used_ratio_max{{{of}}}");
+    assert_eq!((then.value(&now)?, then.value(&worst)?), (0.0, 1.0));
     Ok(())
 }
 
@@ -352,10 +412,12 @@ fn series_are_bounded() -> Result<()> {
         ("netdp_namespace_transmit_bytes_total", 65),
         ("netdp_pod_mappings", 301),
         ("netdp_destination_ports_used", 10),
-        ("netdp_destination_ports", 10),
+        ("netdp_destination_ports_used_max", 10),
     ] {
         assert_eq!(scrape.all(metric).len(), most, "{metric}");
     }
+    let destinations = scrape.all("netdp_destination_ports").len();
+    ensure!((10..=20).contains(&destinations), "{destinations}");
     assert_eq!(scrape.sum("netdp_pod_mappings"), 500.0);
     let others = "netdp_namespace_mappings{namespace=\"(other)\"}";
     assert_eq!(scrape.value(others)?, 436.0);

@@ -1,5 +1,6 @@
 //! Program of the image: statically linked, and reproducible on every machine.
 
+use super::revision;
 use crate::shell;
 use anyhow::{Context as _, Result, bail, ensure};
 use std::env::consts::ARCH;
@@ -22,16 +23,21 @@ pub fn target() -> Result<(String, &'static str)> {
     Ok((shell::static_target(), arch))
 }
 
-/// Builds netdp in the target directory and returns the path of the program.
+/// Builds netdp in the target directory and returns the path of the program. `revision`: the revision of
+/// the sources, if the program is to name it.
 ///
 /// # Errors
 /// Returns an error if the compiler fails; its messages are on standard error.
-pub fn build(target: &str, target_dir: &Path) -> Result<PathBuf> {
+pub fn build(target: &str, target_dir: &Path, revision: Option<&str>) -> Result<PathBuf> {
     shell::progress(&format!(
         "cargo build --release --target {target} (about three minutes the first time)"
     ));
     let flags = flags(target_dir)?;
-    let out = shell::cargo()
+    let mut cargo = shell::cargo();
+    if let Some(revision) = revision {
+        cargo.env(revision::VARIABLE, revision);
+    }
+    let out = cargo
         .args(["build", "--release", "--locked", "--package", "netdp-user"])
         .args(["--bin", "netdp", "--target", target])
         .arg("--message-format=json-render-diagnostics")

@@ -4,6 +4,7 @@
 mod binary;
 mod buildah;
 mod debian;
+mod revision;
 mod sbom;
 mod tools;
 mod workspace;
@@ -60,12 +61,12 @@ pub struct Image {
     pub size: u64,
 }
 
-/// Source of the Debian packages.
+/// Source of the Debian packages, and with it what an image is built for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Packages {
-    /// The current versions in apt's archives.
+    /// The current versions in apt's archives: for use. The program names the revision of the sources.
     Latest,
-    /// Those of the last build in this target directory, if there was one.
+    /// Those of the last build in this target directory, if there was one: for tests.
     Kept,
 }
 
@@ -85,7 +86,12 @@ pub fn make(name: &str, target_dir: &Path) -> Result<Image> {
 /// written.
 pub fn make_with(name: &str, target_dir: &Path, packages: Packages) -> Result<Image> {
     let (target, arch) = binary::target()?;
-    let program = binary::build(&target, target_dir)?;
+    // What is built for tests has none, so that it is not built anew for each commit.
+    let revision = match packages {
+        Packages::Latest => revision::revision(&shell::root()),
+        Packages::Kept => None,
+    };
+    let program = binary::build(&target, target_dir, revision.as_deref())?;
     let directory = target_dir.join("image");
     make_directory(&directory)?;
     let _turn = turn(&directory.join("lock"))?;
@@ -109,7 +115,10 @@ pub fn make_with(name: &str, target_dir: &Path, packages: Packages) -> Result<Im
     let recipe = Recipe {
         dockerfile: &dockerfile(),
         context: &context,
-        arguments: &[("VERSION", env!("CARGO_PKG_VERSION"))],
+        arguments: &[
+            ("VERSION", env!("CARGO_PKG_VERSION")),
+            ("REVISION", revision.as_deref().unwrap_or("unknown")),
+        ],
     };
     let digest = buildah::build(recipe, name, &archive)?;
     let image = Image {

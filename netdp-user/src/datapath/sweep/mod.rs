@@ -35,7 +35,7 @@ use std::time::Duration;
 pub(crate) use clock::cpu_time;
 pub(super) use clock::now;
 pub use sweeper::Sweeper;
-pub(crate) use tally::PodChange;
+pub(crate) use tally::{Peaks, PodChange};
 
 /// Result of a sweep.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use super::pass::Pass;
 use super::replies::Replies;
 use super::schedule::{Cooldown, Schedule, Usage};
 use super::stale::StaleMappings;
-use super::tally::{Census, Meter, PodChange, Scope};
+use super::tally::{Census, Meter, Peaks, PodChange, Scope};
 use super::{SweepRules, SweepStats};
 use crate::datapath::mapping_log::{SharedLog, lock};
 use crate::datapath::maps::Maps;
@@ -92,6 +92,12 @@ impl Sweeper {
     /// Takes what was counted, if a full pass has ended since the last time.
     pub(crate) fn take_counts(&mut self) -> Option<(Census, HashMap<IpAddr, PodChange>)> {
         self.meter.as_mut()?.take()
+    }
+
+    /// Takes the most mappings of each destination that passes have seen, if a full pass or a scan has
+    /// ended since the last time.
+    pub(crate) fn take_peaks(&mut self) -> Option<Peaks> {
+        self.meter.as_mut()?.take_peaks()
     }
 
     /// Tells a log, from now on, which mappings live and which end.

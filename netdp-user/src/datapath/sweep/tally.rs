@@ -2,7 +2,7 @@
 
 use crate::datapath::EndedMapping;
 use crate::datapath::maps::Maps;
-use crate::datapath::usage::{ByProtocol, TOLD_APART, Usage};
+use crate::datapath::usage::{ByProtocol, Destination, TOLD_APART, Usage, destination};
 use netdp_common::flow::age;
 use netdp_common::layout::{Half, Mapping, Tuple};
 use std::collections::HashMap;
@@ -32,6 +32,10 @@ pub struct Census {
     pub carried: usize,
 }
 
+/// Mappings by destination, of the protocols that have ports, as a pass has found them before it ended
+/// any: the most since the pass before, except for what has ended in between.
+pub type Peaks = HashMap<Destination, u64>;
+
 /// The mappings that a pass looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
@@ -54,6 +58,8 @@ pub struct Tally {
     begun: u32,
     pub census: Census,
     pub changes: HashMap<IpAddr, PodChange>,
+    /// Mappings that are not in the census: those that ended, and of a scan those that stayed.
+    seen: Peaks,
 }
 
 impl Tally {
@@ -66,6 +72,7 @@ impl Tally {
             begun,
             census: Census::default(),
             changes: HashMap::new(),
+            seen: Peaks::new(),
         }
     }
 
@@ -101,8 +108,12 @@ impl Tally {
 
     /// Counts a mapping that stays.
     pub fn kept(&mut self, maps: &Maps, tuple: &Tuple, half: &Mapping) {
-        if self.scope == Scope::Full {
-            self.census.usage.add_original(maps, tuple, half, false);
+        match self.scope {
+            Scope::Full => {
+                self.census.usage.add_original(maps, tuple, half, false);
+            }
+            Scope::Originals => self.see(tuple, half),
+            Scope::Due => {}
         }
     }
 
@@ -120,6 +131,9 @@ impl Tally {
             change.bytes_out += bytes_out.unwrap_or(0);
             change.bytes_in += bytes_in.unwrap_or(0);
         });
+        if self.scope != Scope::Due {
+            self.see(tuple, half);
+        }
         if self.scope != Scope::Full {
             return;
         }
@@ -129,6 +143,28 @@ impl Tally {
             let replied = self.census.replied.of(tuple.proto);
             *replied = replied.saturating_sub(1);
         }
+    }
+
+    /// Counts a mapping that is not in the census for its destination.
+    fn see(&mut self, tuple: &Tuple, half: &Mapping) {
+        let destination = destination(tuple.proto, tuple.dst, tuple.dst_id, half.addr);
+        let is_full = self.seen.len() >= TOLD_APART;
+        match self.seen.get_mut(&destination) {
+            Some(seen) => *seen += 1,
+            None if is_full || !destination.has_ports() => {}
+            None => *self.seen.entry(destination).or_default() += 1,
+        }
+    }
+
+    /// Returns the mappings that the pass has seen, by destination.
+    fn peaks(&mut self) -> Peaks {
+        let mut peaks = std::mem::take(&mut self.seen);
+        for (destination, used) in &self.census.usage.destinations {
+            if destination.has_ports() {
+                *peaks.entry(*destination).or_default() += used.mappings;
+            }
+        }
+        peaks
     }
 
     fn change(&mut self, tuple: &Tuple, change: impl FnOnce(&mut PodChange)) {
@@ -151,6 +187,8 @@ pub struct Meter {
     changes: HashMap<IpAddr, PodChange>,
     /// The result of the last full pass.
     census: Option<Census>,
+    /// The highest numbers that full passes and scans have seen.
+    peaks: Option<Peaks>,
 }
 
 impl Meter {
@@ -160,6 +198,7 @@ impl Meter {
             since: now,
             changes: HashMap::new(),
             census: None,
+            peaks: None,
         }
     }
 
@@ -169,7 +208,18 @@ impl Meter {
     }
 
     /// Takes in the counts of a pass. `is_whole`: it has seen all mappings of its scope.
-    pub fn take_in(&mut self, tally: Tally, is_whole: bool) {
+    pub fn take_in(&mut self, mut tally: Tally, is_whole: bool) {
+        if is_whole && tally.scope != Scope::Due {
+            let peaks = self.peaks.get_or_insert_default();
+            for (destination, seen) in tally.peaks() {
+                let is_full = peaks.len() >= 2 * TOLD_APART;
+                match peaks.get_mut(&destination) {
+                    Some(peak) => *peak = seen.max(*peak),
+                    None if is_full => {}
+                    None => _ = peaks.insert(destination, seen),
+                }
+            }
+        }
         for (pod, mut change) in tally.changes {
             if !is_whole {
                 // The next pass counts them.
@@ -194,11 +244,17 @@ impl Meter {
         let census = self.census.take()?;
         Some((census, std::mem::take(&mut self.changes)))
     }
+
+    /// Takes the highest numbers that passes have seen, if one has ended since the last time.
+    pub fn take_peaks(&mut self) -> Option<Peaks> {
+        self.peaks.take()
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Meter, PodChange, Scope, Tally};
+    use super::{Meter, Peaks, PodChange, Scope, Tally, destination};
+    use crate::datapath::{Destination, EndedBy, EndedMapping, Identity, Use};
     use netdp_common::layout::{Addr, Mapping, Tuple, proto};
     use std::net::IpAddr;
 
@@ -207,8 +263,8 @@ mod tests {
         Tuple::new(pod, Addr::from_v4([192, 0, 2, 1]), 40_000, 443, proto::TCP)
     }
 
-    fn scan(tally: &mut Tally, created: u32) {
-        let half = Mapping {
+    fn half(created: u32) -> Mapping {
+        Mapping {
             addr: Addr::from_v4([192, 0, 2, 9]),
             id: 40_000,
             flags: 0,
@@ -219,8 +275,46 @@ mod tests {
             epoch: 0,
             uplink: 0,
             traffic: 0,
+        }
+    }
+
+    fn scan(tally: &mut Tally, created: u32) {
+        tally.scanned(&tuple(), &half(created));
+    }
+
+    fn target() -> Destination {
+        let tuple = tuple();
+        destination(tuple.proto, tuple.dst, tuple.dst_id, half(0).addr)
+    }
+
+    /// Has a pass find mappings that stay, and others that end. `was_kept`: they were counted as
+    /// staying before.
+    fn find(tally: &mut Tally, stay: u64, end: u64, was_kept: bool) {
+        let used = Use {
+            mappings: stay,
+            ..Use::default()
         };
-        tally.scanned(&tuple(), &half);
+        let (tuple, half) = (tuple(), half(0));
+        tally.census.usage.destinations.insert(target(), used);
+        let ended = EndedMapping {
+            mapping: Identity {
+                tuple,
+                addr: half.addr,
+                id: half.id,
+                created: half.created,
+            },
+            at: 0,
+            why: EndedBy::Timeout,
+            packets: [0; 2],
+            bytes: [Some(0); 2],
+        };
+        for _ in 0..end {
+            tally.ended(&ended, &half, None, was_kept);
+        }
+    }
+
+    fn peak(meter: &mut Meter) -> Option<u64> {
+        meter.take_peaks()?.get(&target()).copied()
     }
 
     fn began(meter: &mut Meter) -> u64 {
@@ -268,5 +362,56 @@ mod tests {
             bytes_in: 0,
         };
         assert_eq!(changes[&pod], expected);
+    }
+
+    #[test]
+    fn a_pass_has_seen_what_it_ended_at_its_destination() {
+        let mut meter = Meter::new(0);
+        let mut tally = meter.tally(Scope::Full, 10);
+        find(&mut tally, 3, 4, false);
+        meter.take_in(tally, true);
+        assert_eq!(peak(&mut meter), Some(7));
+        assert_eq!(meter.take_peaks(), None, "taken");
+        let (census, _) = meter.take().unwrap();
+        assert_eq!(census.usage.destinations[&target()].mappings, 3);
+        // One that evicts scans twice: what the first scan ended is not there at the second.
+        let mut tally = meter.tally(Scope::Full, 20);
+        find(&mut tally, 9, 2, false);
+        let mut tally = tally.restart();
+        find(&mut tally, 9, 5, true);
+        meter.take_in(tally, true);
+        assert_eq!(peak(&mut meter), Some(11));
+        let (census, _) = meter.take().unwrap();
+        assert_eq!(census.usage.destinations[&target()].mappings, 4);
+    }
+
+    #[test]
+    fn the_most_of_several_passes_counts_and_nothing_of_one_that_was_stopped() {
+        let mut meter = Meter::new(0);
+        for (scope, stay, end, is_whole) in [
+            (Scope::Full, 2, 0, true),
+            (Scope::Originals, 0, 5, true),
+            (Scope::Full, 4, 0, true),
+            (Scope::Full, 90, 9, false),
+            (Scope::Due, 0, 80, true),
+        ] {
+            let mut tally = meter.tally(scope, 10);
+            find(&mut tally, stay, end, false);
+            meter.take_in(tally, is_whole);
+        }
+        assert_eq!(peak(&mut meter), Some(5));
+    }
+
+    #[test]
+    fn protocols_without_ports_have_no_peaks() {
+        let mut tally = Tally::new(Scope::Originals, 0, 10);
+        let mut tuple = tuple();
+        for protocol in [proto::ICMP, proto::UDP, 47] {
+            tuple.proto = protocol;
+            tally.see(&tuple, &half(0));
+        }
+        let protocols: Vec<_> = tally.peaks().into_keys().map(|it| it.protocol).collect();
+        assert_eq!(protocols, [proto::UDP]);
+        assert_eq!(tally.peaks(), Peaks::new(), "taken");
     }
 }

@@ -37,6 +37,8 @@ impl Counting for LiveEnv<'_> {
     fn count_refusal(&self, _: u32) {}
 
     fn count_search(&self, _: u32) {}
+
+    fn count_protocol(&self, _: u32) {}
 }
 
 impl Config for LiveEnv<'_> {

@@ -49,7 +49,11 @@ impl Counting for Fake {
     }
 
     fn count_search(&self, candidates: u32) {
-        self.searches.borrow_mut().count(candidates);
+        self.new_mappings.borrow_mut().count_search(candidates);
+    }
+
+    fn count_protocol(&self, protocol: u32) {
+        self.new_mappings.borrow_mut().count_protocol(protocol);
     }
 }
 

@@ -102,7 +102,14 @@ impl Fake {
                 }
             }
             (Outcome::Drop, [], None) if skb.queued.get() => Seen::Hold,
-            (Outcome::Drop | Outcome::Redirect, [], Some(reason)) => Seen::Drop(reason),
+            (Outcome::Drop | Outcome::Redirect, [], Some(reason)) => {
+                let of = reason.direction();
+                assert!(
+                    of.is_none_or(|of| of == direction),
+                    "{direction:?}: {reason:?}"
+                );
+                Seen::Drop(reason)
+            }
             other => panic!("{other:?}"),
         };
         Run {
@@ -127,7 +134,15 @@ impl Fake {
                 Turned::To(source.to, destination.to)
             }
             // The source may have been rewritten by then.
-            (Outcome::Drop, _, Some(reason)) => Turned::Drop(reason),
+            (Outcome::Drop, written, Some(reason)) => {
+                let half = match written {
+                    [] => Direction::Egress,
+                    _ => Direction::Ingress,
+                };
+                let of = reason.direction();
+                assert!(of.is_none_or(|of| of == half), "{half:?}: {reason:?}");
+                Turned::Drop(reason)
+            }
             other => panic!("{other:?}"),
         }
     }

@@ -8,9 +8,9 @@ use netdp_common::env::{EgressRoute, Masqueraded};
 use netdp_common::flow::ticks;
 use netdp_common::layout::{
     Action, Addr, Counters, DropReason, Endpoint, Fragment, Half, Inbound, LAYOUT, Limits, Live,
-    NO_LEAK_DROP, NodeFlow, NodeProtocol, PORT_RANGES, Pair, PortMapBits, PortMapOwner, PortRange,
-    PortSearches, Reach, RuleHits, SETTING_IPV6, Settings, Share, ShareEnded, SourceKey, Traffic,
-    Tuple, UPLINK_V4, UPLINK_V6, Uplink, network_of,
+    NO_LEAK_DROP, NewMappings, NodeFlow, NodeProtocol, PORT_RANGES, Pair, PortMapBits,
+    PortMapOwner, PortRange, Reach, RuleHits, SETTING_IPV6, Settings, Share, ShareEnded, SourceKey,
+    Traffic, Tuple, UPLINK_V4, UPLINK_V6, Uplink, network_of,
 };
 use netdp_common::nat::scratch::Scratch;
 use netdp_common::packet;
@@ -122,7 +122,7 @@ pub struct Fake {
     pub rule_hits: RefCell<BTreeMap<u32, RuleHits>>,
     /// Refusals by bucket.
     pub refusals: RefCell<BTreeMap<u32, u64>>,
-    pub searches: RefCell<PortSearches>,
+    pub new_mappings: RefCell<NewMappings>,
     /// Length of packets that are larger than their bytes: the kernel has not segmented them yet.
     pub unsegmented: Cell<Option<u32>>,
     /// Length of the current packet from its IP header on.
@@ -258,7 +258,7 @@ impl Fake {
             traffic_capacity: 1_000,
             rule_hits: RefCell::default(),
             refusals: RefCell::default(),
-            searches: RefCell::default(),
+            new_mappings: RefCell::default(),
             unsegmented: Cell::new(None),
             l3_len: Cell::new(0),
             known_masqueraded: RefCell::default(),
