@@ -34,7 +34,7 @@ pub use ended::{
 pub use endpoint::Endpoint;
 pub use event::{
     BeginEvent, CAPTURED, DropEvent, EVENT_BEGIN, EVENT_DROP, EVENT_IN, EVENT_KINDS, EVENT_OUT,
-    EVENT_RATE, EVENT_RATE_MAX, EVENT_REFUSED, EVENTS_BEGIN, EVENTS_DROP, EVENTS_REFUSED,
+    EVENT_RATE, EVENT_RATE_MAX, EVENT_REFUSED, EVENTS_BEGIN, EVENTS_DROP, EVENTS_END, EVENTS_REFUSED,
     EventCount, event_rate, events_setting,
 };
 pub use fragment::{FRAGMENT_DROP, FRAGMENT_PASS, FRAGMENT_REWRITE, Fragment};

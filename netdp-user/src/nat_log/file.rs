@@ -2,6 +2,7 @@
 
 use super::record::Record;
 use crate::private;
+use crate::time::now_milliseconds as now;
 use flate2::Compression;
 use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
@@ -41,11 +42,22 @@ struct Open {
     born: SystemTime,
 }
 
+/// Lines that were written and may not be on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Unsaved {
+    /// The time before which all are on the disk, in milliseconds since 1970.
+    pub since: u64,
+    /// Their number.
+    pub lines: u64,
+}
+
 /// The log as a file.
 pub(super) struct LogFile {
     path: PathBuf,
     rotation: Rotation,
     open: Option<Open>,
+    /// What a power cut may take.
+    unsaved: Option<Unsaved>,
 }
 
 impl LogFile {
@@ -55,6 +67,7 @@ impl LogFile {
             path,
             rotation,
             open: None,
+            unsaved: None,
         }
     }
 
@@ -65,8 +78,9 @@ impl LogFile {
     /// before the next lines.
     pub fn write(&mut self, lines: &[u8]) -> io::Result<()> {
         let is_there = self.open.as_ref().is_some_and(|it| it.is_at(&self.path));
-        if !is_there {
-            self.open = None;
+        if !is_there && let Some(elsewhere) = self.open.take() {
+            // Whoever has moved it away has all of it.
+            let _ = elsewhere.file.sync_data();
         }
         let open = match &mut self.open {
             Some(open) => open,
@@ -80,19 +94,42 @@ impl LogFile {
             return Err(err);
         }
         open.size += lines.len() as u64;
+        let unsaved = self.unsaved.get_or_insert_with(|| Unsaved {
+            since: now(),
+            lines: 0,
+        });
+        unsaved.lines += lines.iter().filter(|byte| **byte == b'\n').count() as u64;
         Ok(())
     }
 
-    /// Begins another file if this one is large or old enough.
+    /// Has the disk store what was written.
+    ///
+    /// # Errors
+    /// Returns an error, and what the disk may lack for good: the kernel does not write it again.
+    pub fn sync(&mut self) -> Result<(), (Unsaved, io::Error)> {
+        let Some(open) = &self.open else {
+            return Ok(());
+        };
+        let Some(unsaved) = self.unsaved.take() else {
+            return Ok(());
+        };
+        open.file.sync_data().map_err(|err| (unsaved, err))
+    }
+
+    /// Reports whether the file is large or old enough for another one.
+    pub fn is_rotation_due(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| {
+            let age = open.born.elapsed().unwrap_or_default();
+            open.size != 0 && (open.size >= self.rotation.size || age >= self.rotation.age)
+        })
+    }
+
+    /// Begins another file if this one is large or old enough. What is in it is to be stored before.
     ///
     /// # Errors
     /// Returns an error if it can't be renamed; it is written on then.
     pub fn rotate_if_due(&mut self) -> io::Result<()> {
-        let Some(open) = &self.open else {
-            return Ok(());
-        };
-        let age = open.born.elapsed().unwrap_or_default();
-        if open.size == 0 || (open.size < self.rotation.size && age < self.rotation.age) {
+        if !self.is_rotation_due() {
             return Ok(());
         }
         let time = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S.%6fZ");
@@ -124,6 +161,7 @@ fn open(path: &Path) -> io::Result<Open> {
         .mode(0o600)
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
     let file = options.open(path)?;
+    sync_dir(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() || !private::is_trusted(metadata.uid()) {
         let text = format!("{}: no regular file of root's", path.display());
@@ -139,6 +177,14 @@ fn open(path: &Path) -> io::Result<Open> {
         size,
         born: born.unwrap_or_else(|_| SystemTime::now()),
     })
+}
+
+/// Has the disk store the name of a file.
+fn sync_dir(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(dir) => File::open(dir)?.sync_all(),
+        None => Ok(()),
+    }
 }
 
 /// Returns the bytes up to the end of the last complete line.
@@ -199,6 +245,7 @@ fn compress(path: &Path) -> io::Result<()> {
     io::copy(&mut private::open(path)?, &mut out)?;
     out.finish()?.sync_all()?;
     fs::rename(&new, &compressed)?;
+    sync_dir(&compressed)?;
     match fs::remove_file(path) {
         // Another thread has done the same.
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -338,6 +385,27 @@ mod tests {
         assert_eq!(firsts, ["2", "3"]);
         assert!(rotated.iter().all(|it| has_end(it, COMPRESSED)));
         assert_eq!(text(&path), "last\n");
+    }
+
+    #[test]
+    fn what_a_power_cut_may_take_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nat.log");
+        let mut log = LogFile::new(path, ROTATION);
+        let begun = now();
+        log.write(b"one\ntwo\n").unwrap();
+        log.write(b"three\n").unwrap();
+        let unsaved = log.unsaved.unwrap();
+        assert_eq!(unsaved.lines, 3);
+        assert!((begun..=now()).contains(&unsaved.since));
+        log.sync().unwrap();
+        assert_eq!(log.unsaved, None);
+        // A device that can store nothing.
+        log.write(b"four\n").unwrap();
+        let (reader, _writer) = io::pipe().unwrap();
+        log.open.as_mut().unwrap().file = File::from(std::os::fd::OwnedFd::from(reader));
+        let (lost, _) = log.sync().unwrap_err();
+        assert_eq!(lost.lines, 1);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Destinations of the log.
 
 use super::counters::Cause;
-use super::file::LogFile;
+use super::file::{LogFile, Unsaved};
 use super::ipfix::{Ipfix, Session};
 use super::socket::Socket;
 use std::io;
@@ -62,6 +62,22 @@ impl Sink {
             Self::Ipfix(ipfix) => ipfix.settle(),
             Self::File(_) | Self::Socket(_) => Ok(()),
         }
+    }
+
+    /// Has the disk store what was written, where there is one.
+    ///
+    /// # Errors
+    /// Returns an error, and what the disk may lack.
+    pub fn sync(&mut self) -> Result<(), (Unsaved, io::Error)> {
+        match self {
+            Self::File(file) => file.sync(),
+            Self::Socket(_) | Self::Ipfix(_) => Ok(()),
+        }
+    }
+
+    /// Reports whether another file is due.
+    pub fn is_rotation_due(&self) -> bool {
+        matches!(self, Self::File(file) if file.is_rotation_due())
     }
 
     /// Begins another file where that is due.

@@ -9,6 +9,7 @@ use super::sink::Sink;
 use super::state::Saved;
 use crate::codes::Code;
 use crate::datapath::{EndedMapping, Identity, lock, protocol_name};
+use crate::ends::SharedEnds;
 use crate::pods::{Names, Owner};
 use crate::state_dir::StateDir;
 use crate::time::now_milliseconds as now;
@@ -74,6 +75,7 @@ impl NameCache {
 pub(super) struct Writer {
     pub queue: Arc<Queue>,
     pub recorder: Arc<Mutex<Recorder>>,
+    pub ends: SharedEnds,
     pub sink: Sink,
     /// As it is saved; `next` is the number of the next record.
     pub state: Saved,
@@ -83,6 +85,8 @@ pub(super) struct Writer {
     pub policy: Option<String>,
     pub with_destinations: bool,
     pub saved_at: Option<Instant>,
+    /// Time up to which all is on the disk, in milliseconds since 1970.
+    pub stored: u64,
 }
 
 impl Writer {
@@ -104,7 +108,7 @@ impl Writer {
         self.save();
         loop {
             self.follow_clock();
-            lock(&self.recorder).take_reports();
+            lock(&self.ends).take();
             let batch = self.queue.take(INTERVAL);
             let is_last = batch.is_last;
             if !self.write(batch) {
@@ -130,8 +134,7 @@ impl Writer {
 
     /// Converts ticks by the node's clock as it is, if somebody has set it.
     fn follow_clock(&mut self) {
-        let mut recorder = lock(&self.recorder);
-        let Ok(ticks) = recorder.ticks() else {
+        let Ok(ticks) = lock(&self.ends).ticks() else {
             return;
         };
         let clock = self.state.clock.or_at(ticks, now());
@@ -139,7 +142,7 @@ impl Writer {
             log::info!(
                 "the node's clock was set: the NAT log's times are by the new one from here on"
             );
-            recorder.set_clock(clock);
+            lock(&self.recorder).set_clock(clock);
             self.state.clock = clock;
         }
     }
@@ -190,16 +193,42 @@ impl Writer {
         if self.state.since.is_some() {
             self.state.complete = batch.complete;
         }
-        self.state.lost = lock(&self.recorder).lost();
+        self.state.lost = lock(&self.ends).lost();
         if has_passed || self.saved_at.is_none_or(|at| at.elapsed() >= SAVE_EVERY) {
             self.save();
         }
-        self.sink.rotate();
+        if self.sink.is_rotation_due() && self.sync() {
+            self.sink.rotate();
+        }
         true
     }
 
+    /// Has the disk store what was written; `false` if it may lack some of it, which is a gap then.
+    fn sync(&mut self) -> bool {
+        let Err((lost, err)) = self.sink.sync() else {
+            return true;
+        };
+        log::warn!(
+            "the NAT log may lack {} records: storing them: {err}",
+            lost.lines
+        );
+        self.queue.counters.lose(Cause::Disk, lost.lines);
+        self.queue.add_gap(Gap {
+            n: Some(lost.lines),
+            from: lost.since.min(self.stored),
+            until: now(),
+            why: Cause::Disk.name(),
+        });
+        false
+    }
+
+    /// Saves the state, once the disk has what it promises.
     fn save(&mut self) {
         self.saved_at = Some(Instant::now());
+        if !self.sync() {
+            return;
+        }
+        self.stored = self.state.known_until();
         if let Err(err) = self.state.save(&self.state_dir) {
             log::warn!("{err:#}");
         }
@@ -265,7 +294,7 @@ impl Writer {
 
     fn write_lines(&mut self, lines: &[u8]) -> bool {
         let cause = self.sink.cause();
-        let waits = (&*self.queue, &*self.recorder);
+        let waits = (&*self.queue, &self.ends);
         let written = retry(waits, cause, || self.sink.write_lines(lines));
         let Some(lacks_since) = written else {
             return false;
@@ -300,7 +329,7 @@ impl Writer {
             })
             .collect();
         let mut rest = &sessions[..];
-        let waits = (&*self.queue, &*self.recorder);
+        let waits = (&*self.queue, &self.ends);
         let sent = retry(waits, Cause::Collector, || {
             while !rest.is_empty() {
                 let (sent, result) = match self.sink.write_sessions(rest) {
@@ -385,7 +414,7 @@ impl Writer {
 /// Calls `write` until it succeeds; `None` if the agent ends before that. Programs' reports are taken
 /// meanwhile: the queue has more room than their ring buffer.
 fn retry<T>(
-    (queue, recorder): (&Queue, &Mutex<Recorder>),
+    (queue, ends): (&Queue, &SharedEnds),
     cause: Cause,
     mut write: impl FnMut() -> std::io::Result<T>,
 ) -> Option<T> {
@@ -407,7 +436,7 @@ fn retry<T>(
             queue.set_blocked(Some(cause));
             log::warn!("the NAT log can't be written, is retried, and waits in memory: {err}");
         }
-        lock(recorder).take_reports();
+        lock(ends).take();
         if queue.wait_for_end(PAUSE) {
             tries += 1;
             if tries == TRIES_AT_END {

@@ -1,0 +1,111 @@
+//! Ends of mappings, whoever ends them; and what the agent itself sends, which is not shown.
+
+use super::listeners::counted;
+use super::{Monitor, far, total};
+use crate::common::clients::{Udp, any};
+use crate::common::{Echo, SOON, World, clock, mappings};
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::net::UdpSocket;
+use std::time::Duration;
+use testbed::{WorkDir, wait_for};
+
+/// The only port of the node.
+const ONE_PORT: [&str; 3] = ["--enable-ipv6", "--to-ports", "40000-40000"];
+
+/// Lets pods take the only port from each other, which programs end, and the last mapping time out, which the
+/// sweep ends. Returns the number of mappings.
+fn end_by_programs_and_the_sweep(world: &World) -> Result<u64> {
+    let to = far(world)?;
+    let mut began = 0;
+    for round in 0..5 {
+        for pod in 0..2 {
+            // Nobody answers: what was not answered gives way.
+            let socket = world.pod(pod).open(|| UdpSocket::bind(any(to)))?;
+            socket.send_to(b"x", (to.ip(), 9))?;
+            began += 1;
+            let port = socket.local_addr()?.port();
+            let is_there = || {
+                let flows = crate::common::flows(&world.agent).unwrap_or_default();
+                flows.len() == 1 && flows[0]["source_id"] == port
+            };
+            wait_for(SOON, &format!("mapping {began} of round {round}"), is_there)?;
+        }
+    }
+    clock::advance(&world.agent, Duration::from_secs(1000))?;
+    wait_for(SOON, "the last to end", || {
+        mappings(&world.agent).is_ok_and(|live| live == 0)
+    })?;
+    Ok(began)
+}
+
+/// Returns the ends by their reason; each has to be of another mapping.
+fn ends(lines: &[Value]) -> Result<BTreeMap<String, u64>> {
+    let mut by_reason = BTreeMap::new();
+    let mut seen = Vec::new();
+    for end in lines.iter().filter(|it| it["event"] == "end") {
+        let of = (&end["source"], &end["source_id"]);
+        ensure!(!seen.contains(&of), "twice: {end}");
+        seen.push(of);
+        let why = end["why"].as_str().context("no reason")?;
+        *by_reason.entry(why.to_owned()).or_default() += 1;
+    }
+    Ok(by_reason)
+}
+
+#[test]
+fn each_mapping_ends_once_with_and_without_a_log() -> Result<()> {
+    let dir = WorkDir::new("ends")?;
+    let log = dir.path().join("nat.log").display().to_string();
+    for more in [&[][..], &["--nat-log", &log]] {
+        let world = World::with(crate::common::POLICY, &[&ONE_PORT[..], more].concat())?;
+        let monitor = Monitor::start(&world.agent, &["-o", "jsonl", "--kind", "end"])?;
+        let began = end_by_programs_and_the_sweep(&world)?;
+        wait_for(SOON, "all ends", || {
+            let ends = monitor.lines().len() as u64;
+            ends >= began
+        })?;
+        let lines = monitor.end()?;
+        let expected = [("room".to_owned(), began - 1), ("timeout".to_owned(), 1)];
+        assert_eq!(ends(&lines)?, BTreeMap::from(expected), "{more:?}");
+        assert_eq!(total(&lines, "end", "shown")?, began);
+        assert_eq!(total(&lines, "end", "seen")?, began);
+    }
+    Ok(())
+}
+
+#[test]
+fn what_the_agent_sends_to_check_itself_is_not_shown() -> Result<()> {
+    let arguments = ["--enable-ipv6", "--http-listen", "127.0.0.1:10270"];
+    let world = World::with(crate::common::POLICY, &arguments)?;
+    let _echo = Echo::start(&world.far)?;
+    let monitor = Monitor::start(&world.agent, &["-o", "jsonl"])?;
+    // It checks itself after each new configuration.
+    for network in 1..4 {
+        let policy = format!("{}- 192.168.{network}.0/24\n", crate::common::POLICY);
+        world.config.write(&policy)?;
+        wait_for(SOON, "the configuration and a check", || {
+            let lines = monitor.lines();
+            let configs = lines.iter().filter(|it| it["event"] == "config").count();
+            configs == network && counted(&world.agent).is_ok_and(|it| it.seen >= network as u64)
+        })?;
+    }
+    let to = far(&world)?;
+    Udp::connect(world.pod(0), any(to), to)?.ask()?;
+    monitor.wait("a begin", |it| it["event"] == "begin")?;
+    let url = "http://127.0.0.1:10270/metrics";
+    let curl = ["curl", "-sS", "-m", "10", "--fail", url];
+    let metrics = world.bed.node.run(&curl)?;
+    ensure!(
+        metrics.contains("\nnetdp_events_total{kind=\"begin\"} 1\n"),
+        "{metrics}"
+    );
+    let lines = monitor.end()?;
+    assert_eq!(total(&lines, "begin", "seen")?, 1, "{lines:?}");
+    for kind in ["end", "refused", "drop"] {
+        assert_eq!(total(&lines, kind, "seen")?, 0, "{lines:?}");
+    }
+    Ok(())
+}
