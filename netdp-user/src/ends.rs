@@ -80,13 +80,11 @@ impl Ends {
         let begun = now_milliseconds();
         loop {
             let taken = self.reports.take(TAKEN_AT_ONCE);
-            let Ok(now) = self.reports.now() else {
-                return;
-            };
+            let now = self.reports.now().ok();
             for ended in &taken {
                 let number = number(self.secret, &ended.mapping);
                 if !self.by_others.has(number) && self.by_programs.insert(number) {
-                    self.pass_on(now, number, ended);
+                    self.pass_on(now.unwrap_or(ended.at), number, ended);
                 }
             }
             if taken.len() < TAKEN_AT_ONCE {

@@ -35,5 +35,3 @@ pub struct Ended {
     /// `ENDED_*`.
     pub why: u32,
 }
-
-const _: () = assert!(size_of::<Ended>() == 160);

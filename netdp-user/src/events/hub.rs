@@ -95,6 +95,7 @@ pub(super) fn run(
             tokio::select! {
                 taken = take(&mut hub.ring) => {
                     hub.pass_on_all(taken?);
+                    hub.count_tests();
                     tokio::task::yield_now().await;
                 }
                 Some(event) = hub.events.recv() => hub.pass_on(event),
@@ -275,6 +276,7 @@ impl Hub {
                 break;
             }
         }
+        self.count_tests();
         if self.sender.is_wanted(Kind::End) {
             lock(&self.ends).take();
         }
@@ -284,19 +286,26 @@ impl Hub {
         self.account()
     }
 
+    /// Takes events of the self-check out of the counts.
+    fn count_tests(&mut self) {
+        let Some(ring) = &mut self.ring else {
+            return;
+        };
+        let tests = ring.get_mut().take_tests();
+        for kind in Kind::ALL {
+            self.sender.counters().add_tests(kind, tests[kind]);
+        }
+    }
+
     /// Tells listeners what was lost before it came here.
     fn account(&mut self) -> Result<()> {
         let counters = Arc::clone(self.sender.counters());
-        if let Some(ring) = &mut self.ring {
-            let tests = ring.get_mut().take_tests();
-            for kind in Kind::ALL {
-                counters.add_tests(kind, tests[kind]);
-            }
-        } else if fills_ring(*self.wanted.borrow()) {
-            // A netdp monitor that ran without an agent may have had it.
-            if let Err(err) = self.open() {
-                log::debug!("listening to refusals: {err:#}");
-            }
+        if self.ring.is_none()
+            && fills_ring(*self.wanted.borrow())
+            && let Err(err) = self.open()
+        {
+            // A netdp monitor that ran without an agent may have it for a moment.
+            log::debug!("listening to refusals: {err:#}");
         }
         for kind in Kind::ALL {
             let (_, now) = counters.of(kind)?;

@@ -218,7 +218,11 @@ fn an_end_by_a_program_is_reported_to_a_listener_and_to_a_log() {
         for (packet, [_, wire, _]) in packets.iter().zip(ENDS) {
             node.run_once(Hook::Egress, &frame(packet));
             let records = take(&mut reports);
-            assert_eq!(records.len(), usize::from(is_reported), "{log_ends} {events}");
+            assert_eq!(
+                records.len(),
+                usize::from(is_reported),
+                "{log_ends} {events}"
+            );
             for record in records {
                 let ended: Ended = read(&record);
                 assert_eq!((ended.tuple, ended.why), (tuple_of(packet), ENDED_MOVED));

@@ -2,10 +2,9 @@
 
 use super::listeners::counted;
 use super::{Monitor, far, total};
-use crate::common::clients::{Udp, any};
-use crate::common::{Echo, SOON, World, clock, mappings};
+use crate::common::clients::{Udp, any, from_port};
+use crate::common::{Echo, SOON, World, clock, flows};
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::net::UdpSocket;
@@ -19,26 +18,24 @@ const ONE_PORT: [&str; 3] = ["--enable-ipv6", "--to-ports", "40000-40000"];
 /// sweep ends. Returns the number of mappings.
 fn end_by_programs_and_the_sweep(world: &World) -> Result<u64> {
     let to = far(world)?;
-    let mut began = 0;
-    for round in 0..5 {
-        for pod in 0..2 {
-            // Nobody answers: what was not answered gives way.
-            let socket = world.pod(pod).open(|| UdpSocket::bind(any(to)))?;
-            socket.send_to(b"x", (to.ip(), 9))?;
-            began += 1;
-            let port = socket.local_addr()?.port();
-            let is_there = || {
-                let flows = crate::common::flows(&world.agent).unwrap_or_default();
-                flows.len() == 1 && flows[0]["source_id"] == port
-            };
-            wait_for(SOON, &format!("mapping {began} of round {round}"), is_there)?;
-        }
+    let mappings = 10;
+    for number in 0..mappings {
+        let port = 41_000 + number;
+        let pod = world.pod(usize::from(number % 2));
+        let socket = pod.open(|| UdpSocket::bind(from_port(port, to)))?;
+        // Nobody answers. What was not answered for a while gives way.
+        clock::advance(&world.agent, Duration::from_secs(60))?;
+        wait_for(SOON, &format!("mapping {number} to begin"), || {
+            socket.send_to(b"x", (to.ip(), 9)).ok();
+            let flows = flows(&world.agent).unwrap_or_default();
+            flows.len() == 1 && flows[0]["source_id"] == port
+        })?;
     }
     clock::advance(&world.agent, Duration::from_secs(1000))?;
     wait_for(SOON, "the last to end", || {
-        mappings(&world.agent).is_ok_and(|live| live == 0)
+        flows(&world.agent).is_ok_and(|live| live.is_empty())
     })?;
-    Ok(began)
+    Ok(mappings.into())
 }
 
 /// Returns the ends by their reason; each has to be of another mapping.
@@ -79,7 +76,7 @@ fn each_mapping_ends_once_with_and_without_a_log() -> Result<()> {
 #[test]
 fn what_the_agent_sends_to_check_itself_is_not_shown() -> Result<()> {
     let arguments = ["--enable-ipv6", "--http-listen", "127.0.0.1:10270"];
-    let world = World::with(crate::common::POLICY, &arguments)?;
+    let mut world = World::with(crate::common::POLICY, &arguments)?;
     let _echo = Echo::start(&world.far)?;
     let monitor = Monitor::start(&world.agent, &["-o", "jsonl"])?;
     // It checks itself after each new configuration.
@@ -97,11 +94,11 @@ fn what_the_agent_sends_to_check_itself_is_not_shown() -> Result<()> {
     monitor.wait("a begin", |it| it["event"] == "begin")?;
     let url = "http://127.0.0.1:10270/metrics";
     let curl = ["curl", "-sS", "-m", "10", "--fail", url];
-    let metrics = world.bed.node.run(&curl)?;
-    ensure!(
-        metrics.contains("\nnetdp_events_total{kind=\"begin\"} 1\n"),
-        "{metrics}"
-    );
+    let counted = "\nnetdp_events_total{kind=\"begin\"} 1\n";
+    wait_for(SOON, "the metric to have that one", || {
+        let metrics = world.bed.node.run(&curl);
+        metrics.is_ok_and(|metrics| metrics.contains(counted))
+    })?;
     let lines = monitor.end()?;
     assert_eq!(total(&lines, "begin", "seen")?, 1, "{lines:?}");
     for kind in ["end", "refused", "drop"] {
