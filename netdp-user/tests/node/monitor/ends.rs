@@ -5,11 +5,16 @@ use super::{Monitor, far, total};
 use crate::common::clients::{Udp, any, from_port};
 use crate::common::{Echo, SOON, World, clock, flows};
 use anyhow::{Context as _, Result, ensure};
+use aya::maps::{Map, MapData, PerCpuArray};
+use netdp_common::layout::pins;
+use netdp_user::datapath::Maps;
+use nix::sys::signal::Signal;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::UdpSocket;
+use std::ops::Range;
 use std::time::Duration;
-use testbed::{WorkDir, wait_for};
+use testbed::{Agent, WorkDir, wait_for};
 
 /// The only port of the node.
 const ONE_PORT: [&str; 3] = ["--enable-ipv6", "--to-ports", "40000-40000"];
@@ -41,11 +46,10 @@ fn end_by_programs_and_the_sweep(world: &World) -> Result<u64> {
 /// Returns the ends by their reason; each has to be of another mapping.
 fn ends(lines: &[Value]) -> Result<BTreeMap<String, u64>> {
     let mut by_reason = BTreeMap::new();
-    let mut seen = Vec::new();
+    let mut seen = BTreeSet::new();
     for end in lines.iter().filter(|it| it["event"] == "end") {
-        let of = (&end["source"], &end["source_id"]);
-        ensure!(!seen.contains(&of), "twice: {end}");
-        seen.push(of);
+        let of = ["source", "source_id", "destination_id"].map(|it| end[it].to_string());
+        ensure!(seen.insert(of), "twice: {end}");
         let why = end["why"].as_str().context("no reason")?;
         *by_reason.entry(why.to_owned()).or_default() += 1;
     }
@@ -70,6 +74,61 @@ fn each_mapping_ends_once_with_and_without_a_log() -> Result<()> {
         assert_eq!(total(&lines, "end", "shown")?, began);
         assert_eq!(total(&lines, "end", "seen")?, began);
     }
+    Ok(())
+}
+
+/// Returns the number of programs' ends for which there was no room to report them.
+fn unreported(agent: &Agent) -> Result<u64> {
+    let map = MapData::from_pin(agent.bpffs().join(pins::ENDED_LOST))?;
+    let map: PerCpuArray<_, u64> = Map::PerCpuArray(map).try_into()?;
+    Ok(map.get(&0, 0)?.iter().sum())
+}
+
+#[test]
+fn every_end_of_a_flood_is_shown_or_counted_as_lost() -> Result<()> {
+    let world = World::with(
+        crate::common::POLICY,
+        &["--enable-ipv6", "--max-flows", "1024"],
+    )?;
+    let monitor = Monitor::start(&world.agent, &["-o", "jsonl", "--kind", "end"])?;
+    let to = far(&world)?;
+    let socket = world.pod(0).open(|| UdpSocket::bind(any(to)))?;
+    // Nobody answers: once the pod has its share of the tables, each new flow takes the place of another.
+    let send =
+        |ports: Range<u16>| ports.for_each(|port| drop(socket.send_to(b"x", (to.ip(), port))));
+    send(1000..3000);
+    wait_for(SOON, "the first ends", || !monitor.lines().is_empty())?;
+    // The agent takes no reports, until there is no room for more.
+    world.agent.signal(Signal::SIGSTOP)?;
+    let mut first = 3000;
+    let flooded = wait_for(SOON, "reports to be lost", || {
+        send(first..first + 2000);
+        first += 2000;
+        unreported(&world.agent).is_ok_and(|lost| lost > 0)
+    });
+    world.agent.signal(Signal::SIGCONT)?;
+    flooded?;
+    send(60_000..61_000);
+    let lines = monitor.end()?;
+    let created = Maps::open(&world.agent.bpffs())?
+        .counters()?
+        .mappings_created;
+    let ended = created - flows(&world.agent)?.len() as u64;
+    let part = |field| total(&lines, "end", field);
+    assert_eq!(part("seen")?, ended);
+    assert_eq!(part("shown")? + part("full")?, ended);
+    let lost = unreported(&world.agent)?;
+    ensure!(
+        part("full")? >= lost && lost > 0,
+        "{lost}: {:?}",
+        lines.last()
+    );
+    let by_reason = ends(&lines)?;
+    assert_eq!(
+        by_reason.get("room"),
+        Some(&part("shown")?),
+        "{by_reason:?}"
+    );
     Ok(())
 }
 
