@@ -360,7 +360,20 @@ mod tests {
             was_off: true,
             ..clean
         };
-        assert_eq!(told(Some(off), None).0, Some(("off", 60_000)));
+        assert_eq!(told(Some(off.clone()), None).0, Some(("off", 60_000)));
+        for (was_off, lost) in [(true, 9), (false, 3)] {
+            let saved = Saved {
+                was_off,
+                lost: 3,
+                ..off.clone()
+            };
+            let fresh = Saved {
+                lost: 9,
+                ..state("b", 1, 1_000_000)
+            };
+            let (next, _) = after(Some(saved), None, fresh, 15_007);
+            assert_eq!(next.lost, lost, "the gap has what was lost without a log");
+        }
         assert_eq!(
             told(None, Some((6, "a", 900_000))),
             (Some(("reboot", 600_000)), 7),
