@@ -162,7 +162,7 @@ pub trait Mappings {
     fn insert_rev_snat(&self, tuple: &Tuple, mapping: &Mapping) -> Result<(), InsertError>;
     /// Removes an original half; returns `false` if there was none, or another CPU was faster.
     fn remove_snat(&self, tuple: &Tuple) -> bool;
-    /// Reports, if a log wants that ([`crate::layout::SETTING_LOG_ENDS`]), that a mapping, by its original
+    /// Reports, if a log or a listener wants that ([`crate::layout::Ended`]), that a mapping, by its original
     /// tuple and its wire tuple, is about to end for a reason (`ENDED_*`). Returns `false` if it is not
     /// reported: there is no such mapping, or no room, which is counted.
     fn report_end(&self, tuple: &Tuple, wire: &Tuple, why: u32) -> bool;

@@ -1,21 +1,24 @@
-//! Reports of the mappings that programs end, for the NAT log.
+//! Reports of the mappings that programs end, for the NAT log and for those who listen to events.
 
 use crate::maps::{REV_SNAT, SNAT, TRAFFIC};
 use aya_ebpf::btf_maps::{PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use netdp_common::env::Env;
-use netdp_common::layout::{ENDED_BYTES, Ended, Half, Mapping, SETTING_LOG_ENDS, Traffic, Tuple};
+use netdp_common::layout::{
+    ENDED_BYTES, EVENTS_END, Ended, Half, Mapping, SETTING_LOG_ENDS, Traffic, Tuple,
+};
 
 #[btf_map]
 static ENDED: RingBuf<Ended, ENDED_BYTES> = RingBuf::new();
 #[btf_map]
 static ENDED_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
 
-/// Reports a mapping if a log wants that. Returns `false` if there is no such mapping, or no room,
+/// Reports a mapping if a log or a listener wants that. Returns `false` if there is no such mapping, or no room,
 /// which is counted.
 #[inline(never)]
 pub fn report<E: Env>(env: &E, tuple: &Tuple, wire: &Tuple, why: u32) -> bool {
-    if env.settings().flags & SETTING_LOG_ENDS == 0 {
+    let settings = env.settings();
+    if settings.flags & SETTING_LOG_ENDS == 0 && settings.events & EVENTS_END == 0 {
         return false;
     }
     let Some(original) = SNAT.get_ptr(tuple) else {

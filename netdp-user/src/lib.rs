@@ -20,6 +20,7 @@ mod bundle;
 mod codes;
 mod config;
 mod control;
+mod ends;
 mod events;
 mod fleet;
 mod flows;

@@ -1,4 +1,4 @@
-//! Mappings that programs end themselves, for the NAT log.
+//! Mappings that programs end themselves, for the NAT log and for those who listen to events.
 
 use super::{Mapping, Traffic, Tuple};
 
@@ -17,7 +17,8 @@ pub const ENDED_UNTRANSLATED: u32 = 3;
 /// [`Ended::why`]: the node itself uses its wire tuple.
 pub const ENDED_FOR_NODE: u32 = 4;
 
-/// A mapping that a program has ended while [`super::SETTING_LOG_ENDS`] is set: an entry of `ended`.
+/// A mapping that a program has ended while [`super::SETTING_LOG_ENDS`] or [`super::EVENTS_END`] is set: an
+/// entry of `ended`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {
@@ -34,5 +35,3 @@ pub struct Ended {
     /// `ENDED_*`.
     pub why: u32,
 }
-
-const _: () = assert!(size_of::<Ended>() == 160);

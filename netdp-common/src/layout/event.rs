@@ -15,7 +15,11 @@ pub const EVENTS_REFUSED: u32 = 2;
 /// Bit of [`super::Settings::events`]: a packet was dropped for another reason ([`DropEvent`]).
 pub const EVENTS_DROP: u32 = 4;
 
-/// The number of kinds that the programs report.
+/// Bit of [`super::Settings::events`]: a program has ended a mapping ([`super::Ended`], in the ring buffer
+/// `ended`). The rate does not apply to these.
+pub const EVENTS_END: u32 = 8;
+
+/// The number of kinds that the programs report in the ring buffer `events`.
 pub const EVENT_KINDS: u32 = 3;
 
 /// [`BeginEvent::kind`], and its index in `event_counts`.

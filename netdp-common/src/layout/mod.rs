@@ -34,8 +34,8 @@ pub use ended::{
 pub use endpoint::Endpoint;
 pub use event::{
     BeginEvent, CAPTURED, DropEvent, EVENT_BEGIN, EVENT_DROP, EVENT_IN, EVENT_KINDS, EVENT_OUT,
-    EVENT_RATE, EVENT_RATE_MAX, EVENT_REFUSED, EVENTS_BEGIN, EVENTS_DROP, EVENTS_REFUSED,
-    EventCount, event_rate, events_setting,
+    EVENT_RATE, EVENT_RATE_MAX, EVENT_REFUSED, EVENTS_BEGIN, EVENTS_DROP, EVENTS_END,
+    EVENTS_REFUSED, EventCount, event_rate, events_setting,
 };
 pub use fragment::{FRAGMENT_DROP, FRAGMENT_PASS, FRAGMENT_REWRITE, Fragment};
 pub use inbound::{Inbound, LIVE_FIN_IN, LIVE_FIN_OUT, LIVE_ORIGIN_SHIFT, Live};

@@ -3,6 +3,7 @@
 use super::addr::Addr;
 use super::counters::Counters;
 use super::drops::DropReason;
+use super::ended::Ended;
 use super::endpoint::Endpoint;
 use super::event::{BeginEvent, DropEvent, EventCount};
 use super::fragment::Fragment;
@@ -52,13 +53,14 @@ const _: () = {
     assert!(size_of::<BeginEvent>() == 80);
     assert!(size_of::<DropEvent>() == 168);
     assert!(size_of::<EventCount>() == 40);
+    assert!(size_of::<Ended>() == 160);
 };
 
 #[cfg(feature = "user")]
 mod user {
     use super::{
-        Addr, BeginEvent, Counters, DropEvent, Endpoint, EventCount, Fragment, Inbound, Limits,
-        Live, MacKey, Mapping, NewMappings, NodeFlow, NodeFlowPorts, NodeProtocol, Pair,
+        Addr, BeginEvent, Counters, DropEvent, Ended, Endpoint, EventCount, Fragment, Inbound,
+        Limits, Live, MacKey, Mapping, NewMappings, NodeFlow, NodeFlowPorts, NodeProtocol, Pair,
         PolicyValue, PortMapBits, PortMapOwner, Reach, RecentAt, RuleEnded, RuleHits, Settings,
         Share, ShareEnded, Source, SourceKey, Traffic, Tuple, Uplink,
     };
@@ -105,6 +107,7 @@ mod user {
         NewMappings,
         BeginEvent,
         DropEvent,
-        EventCount
+        EventCount,
+        Ended
     );
 }

@@ -4,6 +4,7 @@ use super::Agent;
 use super::modes::Engine;
 use crate::codes::{Code, Severity};
 use crate::events::{Note, Recent, Sender, Service, What};
+use crate::nat_log::NatLog;
 use crate::report::Finding;
 use crate::state_dir::StateDir;
 use std::collections::BTreeSet;
@@ -19,10 +20,16 @@ pub(super) struct Events {
 
 impl Events {
     /// Starts the thread. Without it everything else works.
-    pub(super) fn start(engine: &Engine, bpffs: &Path, state_dir: &Path, recent: Recent) -> Self {
-        let started = engine
-            .as_ebpf()
-            .map(|_| Service::start(bpffs, state_dir, &recent));
+    pub(super) fn start(
+        engine: &mut Engine,
+        bpffs: &Path,
+        state_dir: &Path,
+        recent: Recent,
+    ) -> Self {
+        let started = engine.as_ebpf_mut().map(|ebpf| {
+            let notices = ebpf.nat_log.as_mut().and_then(NatLog::take_notices);
+            Service::start(bpffs, state_dir, &recent, &ebpf.ends, notices)
+        });
         let service = started.and_then(|started| {
             started
                 .inspect_err(|err| log::warn!("netdp monitor has no events: {err:#}"))

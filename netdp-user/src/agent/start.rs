@@ -74,7 +74,7 @@ impl Agent {
             )?,
             None => None,
         };
-        let events = events::Events::start(&engine, &options.bpffs, &options.state_dir, recent);
+        let events = events::Events::start(&mut engine, &options.bpffs, &options.state_dir, recent);
         let mode = engine.name();
         let version = env!("CARGO_PKG_VERSION");
         events.agent(

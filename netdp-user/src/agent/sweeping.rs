@@ -17,7 +17,6 @@ impl Agent {
     /// connections.
     pub(super) fn sweep(&mut self, cause: SweepCause) {
         let rules = self.sweep_rules();
-        let events = self.events.sender().cloned();
         let Some(Ebpf {
             sweeper, datapath, ..
         }) = self.engine.as_ebpf_mut()
@@ -26,7 +25,7 @@ impl Agent {
         };
         let policy = datapath.maps().numbered_policy();
         let policy = policy.inspect_err(|err| log::warn!("counts of prefixes: {err:#}"));
-        if let Err(err) = sweeper.request(rules, cause, policy.ok(), events) {
+        if let Err(err) = sweeper.request(rules, cause, policy.ok()) {
             log::error!("{err:#}");
         }
     }

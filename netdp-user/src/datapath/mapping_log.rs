@@ -1,4 +1,4 @@
-//! Reports of the datapath to a log of mappings: which live, and which have ended.
+//! What the datapath tells of mappings: which live, and which have ended.
 
 use super::ended::{EndedBy, EndedMapping, Identity};
 use super::maps::Maps;
@@ -47,10 +47,12 @@ impl Watch {
     }
 }
 
-/// A log of mappings. It must not block.
+/// Whoever is told of mappings. It must not block.
 pub(crate) trait MappingLog: Send {
-    /// Returns the mappings that it wants to know of.
-    fn watch(&self) -> Watch;
+    /// Returns the living mappings that it wants to know of; `None`: none.
+    fn watch(&self) -> Option<Watch>;
+    /// Reports whether it wants to know of mappings that end.
+    fn wants_ends(&self) -> bool;
     /// Mappings are about to be removed, and will be told about once they are.
     fn removing(&mut self);
     /// Mappings of which it wants to know live at `now`, in ticks, and others have ended.
@@ -64,8 +66,8 @@ pub(crate) trait MappingLog: Send {
 /// A log that several threads tell.
 pub(crate) type SharedLog = Arc<Mutex<dyn MappingLog>>;
 
-/// Locks a log.
-pub(crate) fn lock<L: MappingLog + ?Sized>(log: &Mutex<L>) -> MutexGuard<'_, L> {
+/// Locks what several threads tell.
+pub(crate) fn lock<L: ?Sized>(log: &Mutex<L>) -> MutexGuard<'_, L> {
     // A thread that panicked with the lock ended the agent.
     log.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -74,7 +76,8 @@ pub(crate) fn lock<L: MappingLog + ?Sized>(log: &Mutex<L>) -> MutexGuard<'_, L> 
 #[derive(Default)]
 pub(super) struct Teller {
     log: Option<SharedLog>,
-    watch: Watch,
+    watch: Option<Watch>,
+    wants_ends: bool,
     live: Vec<Identity>,
     ended: Vec<EndedMapping>,
 }
@@ -82,28 +85,32 @@ pub(super) struct Teller {
 impl Teller {
     /// Creates one for a log, if there is one.
     pub(super) fn new(log: Option<&SharedLog>) -> Self {
+        let locked = log.map(|log| lock(log));
+        let (watch, wants_ends) = locked.map_or((None, false), |it| (it.watch(), it.wants_ends()));
         Self {
             log: log.cloned(),
-            watch: log.map(|log| lock(log).watch()).unwrap_or_default(),
+            watch,
+            wants_ends,
             ..Self::default()
         }
     }
 
     /// Notes a living mapping if the log wants to know of it.
     pub(super) fn lives(&mut self, now: u32, tuple: &Tuple, half: &Mapping) {
-        if self.log.is_some() && self.watch.wants(now, half.created) && !is_test(tuple) {
+        let is_wanted = self.watch.is_some_and(|it| it.wants(now, half.created));
+        if is_wanted && !is_test(tuple) {
             self.live.push(Identity::of(tuple, half));
         }
     }
 
-    /// Reports whether there is a log.
-    pub(super) const fn is_wanted(&self) -> bool {
-        self.log.is_some()
+    /// Reports whether the log wants to know of mappings that end.
+    pub(super) const fn wants_ends(&self) -> bool {
+        self.wants_ends
     }
 
     /// Notes a mapping that is about to be removed.
     pub(super) fn ends(&mut self, ended: &EndedMapping) {
-        if self.log.is_some() && !is_test(&ended.mapping.tuple) {
+        if self.wants_ends && !is_test(&ended.mapping.tuple) {
             self.ended.push(*ended);
         }
     }
@@ -171,7 +178,23 @@ impl Maps {
     }
 }
 
-/// The reports of mappings that programs have ended.
+/// Reports of mappings that programs have ended. They have one reader.
+pub(crate) trait Reports: Send {
+    /// Takes up to `most` reports.
+    fn take(&mut self, most: usize) -> Vec<EndedMapping>;
+    /// Returns the number of mappings for whose report there was no room, since the maps exist.
+    ///
+    /// # Errors
+    /// Returns an error if the map can't be read.
+    fn lost(&self) -> Result<u64>;
+    /// Returns the datapath's clock, in ticks.
+    ///
+    /// # Errors
+    /// Returns an error if the clock can't be read.
+    fn now(&self) -> Result<u32>;
+}
+
+/// The reports in the ring buffer `ended`.
 pub(crate) struct EndedReports {
     ring: RingBuf<MapData>,
     lost: PerCpuArray<MapData, u64>,
@@ -191,9 +214,10 @@ impl EndedReports {
             maps: Maps::open(bpffs)?,
         })
     }
+}
 
-    /// Takes up to `most` reports.
-    pub(crate) fn take(&mut self, most: usize) -> Vec<EndedMapping> {
+impl Reports for EndedReports {
+    fn take(&mut self, most: usize) -> Vec<EndedMapping> {
         let mut taken = Vec::new();
         while taken.len() < most
             && let Some(item) = self.ring.next()
@@ -219,20 +243,12 @@ impl EndedReports {
         taken
     }
 
-    /// Returns the number of mappings for whose report there was no room, since the maps exist.
-    ///
-    /// # Errors
-    /// Returns an error if the map can't be read.
-    pub(crate) fn lost(&self) -> Result<u64> {
+    fn lost(&self) -> Result<u64> {
         let per_cpu = self.lost.get(&0, 0).context("reading the ended_lost map")?;
         Ok(per_cpu.iter().sum())
     }
 
-    /// Returns the datapath's clock, in ticks.
-    ///
-    /// # Errors
-    /// Returns an error if the clock can't be read.
-    pub(crate) fn now(&self) -> Result<u32> {
+    fn now(&self) -> Result<u32> {
         self.maps.ticks()
     }
 }
@@ -268,8 +284,12 @@ mod tests {
     struct Told(Vec<String>);
 
     impl MappingLog for Told {
-        fn watch(&self) -> Watch {
-            Watch::default()
+        fn watch(&self) -> Option<Watch> {
+            None
+        }
+
+        fn wants_ends(&self) -> bool {
+            true
         }
 
         fn removing(&mut self) {

@@ -98,7 +98,7 @@ pub struct Maps {
     node_flow_ports: Option<Array<MapData, NodeFlowPorts>>,
     /// `None` if the pins are of a version without these maps.
     pods: Option<PodMaps>,
-    /// The log that is told when mappings end, if there is one.
+    /// Whoever is told when mappings end.
     pub(super) log: Option<SharedLog>,
 }
 
@@ -197,8 +197,8 @@ impl Maps {
     }
 
     /// Tells a log, from now on, of mappings that end by this handle.
-    pub(crate) fn tell(&mut self, log: Option<SharedLog>) {
-        self.log = log;
+    pub(crate) fn tell(&mut self, log: SharedLog) {
+        self.log = Some(log);
     }
 
     /// Reports whether the kernel takes the policy in batches.

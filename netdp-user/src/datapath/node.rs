@@ -115,7 +115,7 @@ impl Maps {
         for original in &originals {
             if let Ok(half) = self.snat.get(original, 0) {
                 sent.add(self, original, &half);
-                if teller.is_wanted() {
+                if teller.wants_ends() {
                     let wire = original.reply_to(half.addr, half.id);
                     let reply = self.rev_snat.get(&wire, 0).ok();
                     let ends = (original, &wire);

@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Debug, Default)]
 struct Counts {
     seen: AtomicU64,
+    /// What the programs reported of the self-check's packets.
+    tests: AtomicU64,
     full: AtomicU64,
     reader: AtomicU64,
 }
@@ -43,19 +45,25 @@ impl EventCounters {
         let own = &self.own[kind];
         let (mut seen, mut lost) = self.reported.of(kind)?.unwrap_or_default();
         seen += own.seen.load(Ordering::Relaxed);
+        seen = seen.saturating_sub(own.tests.load(Ordering::Relaxed));
         lost.full += own.full.load(Ordering::Relaxed);
         lost.reader += own.reader.load(Ordering::Relaxed);
         Ok((seen, lost))
     }
 
-    /// Counts an event of the agent's.
-    pub(super) fn add_seen(&self, kind: Kind) {
-        self.own[kind].seen.fetch_add(1, Ordering::Relaxed);
+    /// Counts events that the programs have not counted as seen.
+    pub(super) fn add_seen(&self, kind: Kind, n: u64) {
+        self.own[kind].seen.fetch_add(n, Ordering::Relaxed);
     }
 
-    /// Counts an event of the agent's for which its queue had no room.
-    pub(super) fn add_full(&self, kind: Kind) {
-        self.own[kind].full.fetch_add(1, Ordering::Relaxed);
+    /// Counts events of the self-check's packets, which the programs have counted as seen.
+    pub(super) fn add_tests(&self, kind: Kind, n: u64) {
+        self.own[kind].tests.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Counts events for which a buffer or the agent's queue had no room.
+    pub(super) fn add_full(&self, kind: Kind, n: u64) {
+        self.own[kind].full.fetch_add(n, Ordering::Relaxed);
     }
 
     /// Counts an event that a listener did not take.

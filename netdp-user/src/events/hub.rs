@@ -3,7 +3,10 @@
 use super::listener::{self, Command, Commands, Given};
 use super::memory::Memory;
 use super::service::Sender;
-use super::{Event, Kind, Lost, PerKind, Recent, Reply, Ring, setting};
+use super::{Event, Kind, Lost, PerKind, Recent, Reply, Ring, What, fills_ring, setting};
+use crate::datapath::lock;
+use crate::ends::SharedEnds;
+use crate::nat_log::Notices;
 use anyhow::{Context as _, Result};
 use netdp_common::layout::EVENT_RATE;
 use std::os::unix::net::UnixListener;
@@ -31,6 +34,9 @@ const ROUNDS: usize = 16;
 /// Interval at which the programs' counts of what they left out are read.
 const ACCOUNT_EVERY: Duration = Duration::from_millis(500);
 
+/// Interval at which programs' reports of ends are taken: their ring buffer has room for some 6,200.
+const ENDS_EVERY: Duration = Duration::from_millis(100);
+
 /// Numbers of events that were lost for a listener since it was told last.
 pub(super) type LostShare = Arc<Mutex<PerKind<Lost>>>;
 
@@ -46,7 +52,7 @@ struct Listener {
 pub(super) struct Hub {
     bpffs: PathBuf,
     state_dir: PathBuf,
-    /// Open while somebody listens.
+    /// Open while somebody listens to what is in it.
     ring: Option<AsyncFd<Ring>>,
     /// Numbers of events that were lost before they came here, as last read.
     lost: PerKind<Lost>,
@@ -54,7 +60,12 @@ pub(super) struct Hub {
     next: u64,
     memory: Memory,
     recent: Recent,
+    ends: SharedEnds,
+    /// The collector that is told of refusals, if there is one.
+    notices: Option<Notices>,
     sender: Sender,
+    /// The events that are told by it.
+    events: mpsc::Receiver<Event>,
     wanted: watch::Sender<u32>,
 }
 
@@ -65,7 +76,6 @@ pub(super) struct Hub {
 pub(super) fn run(
     mut hub: Hub,
     socket: UnixListener,
-    mut events: mpsc::Receiver<Event>,
     mut commands: mpsc::Receiver<Command>,
     given: Commands,
 ) -> Result<()> {
@@ -78,20 +88,28 @@ pub(super) fn run(
         tokio::task::spawn_local(listener::accept(socket, given));
         let mut account = interval(ACCOUNT_EVERY);
         account.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ends = interval(ENDS_EVERY);
+        ends.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        hub.update_wanted();
         loop {
             tokio::select! {
                 taken = take(&mut hub.ring) => {
-                    for event in taken? {
-                        hub.pass_on(event);
-                    }
+                    hub.pass_on_all(taken?);
+                    hub.count_tests();
                     tokio::task::yield_now().await;
                 }
-                Some(event) = events.recv() => hub.pass_on(event),
+                Some(event) = hub.events.recv() => hub.pass_on(event),
                 command = commands.recv() => match command {
                     Some(command) => hub.handle(command),
                     None => return Ok(()),
                 },
-                _ = account.tick(), if !hub.listeners.is_empty() => hub.account()?,
+                _ = account.tick(), if hub.is_heard() => hub.account()?,
+                // Whoever tells of many ends takes the reports, too.
+                _ = ends.tick(), if hub.sender.is_wanted(Kind::End) => {
+                    if let Ok(mut ends) = hub.ends.try_lock() {
+                        ends.take();
+                    }
+                }
             }
         }
     })
@@ -117,9 +135,11 @@ async fn take(ring: &mut Option<AsyncFd<Ring>>) -> Result<Vec<Event>> {
 
 impl Hub {
     pub(super) fn new(
-        bpffs: &Path,
-        state_dir: &Path,
-        (sender, recent): (&Sender, &Recent),
+        (bpffs, state_dir): (&Path, &Path),
+        (sender, events): (&Sender, mpsc::Receiver<Event>),
+        recent: &Recent,
+        ends: SharedEnds,
+        notices: Option<Notices>,
         wanted: watch::Sender<u32>,
     ) -> Self {
         Self {
@@ -131,8 +151,22 @@ impl Hub {
             next: 0,
             memory: Memory::default(),
             recent: recent.clone(),
+            ends,
+            notices,
             sender: sender.clone(),
+            events,
             wanted,
+        }
+    }
+
+    /// Reports whether anyone listens.
+    fn is_heard(&self) -> bool {
+        self.notices.is_some() || !self.listeners.is_empty()
+    }
+
+    fn pass_on_all(&mut self, events: Vec<Event>) {
+        for event in events {
+            self.pass_on(event);
         }
     }
 
@@ -140,6 +174,9 @@ impl Hub {
     fn pass_on(&mut self, mut event: Event) {
         self.memory.remember(&mut event);
         self.recent.passed_on(&event);
+        if let (Some(notices), What::Refused(dropped)) = (&mut self.notices, &event.what) {
+            notices.refused(event.time, dropped);
+        }
         let kind = event.kind();
         let mut line: Option<Arc<str>> = None;
         for listener in &self.listeners {
@@ -183,7 +220,10 @@ impl Hub {
             return Err(format!("{MOST_LISTENERS} listen already"));
         }
         let setting = setting(&kinds, rate);
-        let opened = if setting == 0 { Ok(()) } else { self.open() };
+        let opened = match fills_ring(setting) {
+            true => self.open(),
+            false => Ok(()),
+        };
         opened
             .and_then(|()| self.settle())
             .map_err(|err| format!("{err:#}"))?;
@@ -222,7 +262,7 @@ impl Hub {
         Ok(())
     }
 
-    /// Passes on what is in the ring buffer, and accounts for what is not.
+    /// Passes on what is in the ring buffers and the queue, and accounts for what is not.
     fn settle(&mut self) -> Result<()> {
         // A flood may fill it as quickly as it is read: what is left then belongs to the loop.
         for _ in 0..ROUNDS {
@@ -231,19 +271,42 @@ impl Hub {
                 ring.get_mut().take(AT_ONCE, |it| events.push(it))?;
             }
             let taken = events.len();
-            for event in events {
-                self.pass_on(event);
-            }
+            self.pass_on_all(events);
             if taken < AT_ONCE {
                 break;
             }
         }
+        self.count_tests();
+        if self.sender.is_wanted(Kind::End) {
+            lock(&self.ends).take();
+        }
+        while let Ok(event) = self.events.try_recv() {
+            self.pass_on(event);
+        }
         self.account()
+    }
+
+    /// Takes events of the self-check out of the counts.
+    fn count_tests(&mut self) {
+        let Some(ring) = &mut self.ring else {
+            return;
+        };
+        let tests = ring.get_mut().take_tests();
+        for kind in Kind::ALL {
+            self.sender.counters().add_tests(kind, tests[kind]);
+        }
     }
 
     /// Tells listeners what was lost before it came here.
     fn account(&mut self) -> Result<()> {
         let counters = Arc::clone(self.sender.counters());
+        if self.ring.is_none()
+            && fills_ring(*self.wanted.borrow())
+            && let Err(err) = self.open()
+        {
+            // A netdp monitor that ran without an agent may have it for a moment.
+            log::debug!("listening to refusals: {err:#}");
+        }
         for kind in Kind::ALL {
             let (_, now) = counters.of(kind)?;
             let before = std::mem::replace(&mut self.lost[kind], now);
@@ -267,16 +330,22 @@ impl Hub {
     /// Has the programs and the agent report what is listened to.
     fn update_wanted(&mut self) {
         let listeners = &self.listeners;
-        let kinds: Vec<_> = listeners.iter().flat_map(|it| &it.kinds).copied().collect();
+        let refused = self.notices.iter().map(|_| Kind::Refused);
+        let wanted = listeners.iter().flat_map(|it| &it.kinds).copied();
+        let kinds: Vec<_> = wanted.chain(refused).collect();
         // The usual rate is one, too: a lower one must not take events from those who want it.
         let rates = listeners.iter().map(|listener| match listener.rate {
             0 => EVENT_RATE,
             rate => rate,
         });
         let setting = setting(&kinds, rates.max().unwrap_or(0));
+        if kinds.contains(&Kind::End) && !self.sender.is_wanted(Kind::End) {
+            // Older reports belong to the log, or to nobody.
+            lock(&self.ends).take();
+        }
         self.recent.set_heard(&kinds);
         self.sender.set_kinds(kinds);
-        if setting == 0 {
+        if !fills_ring(setting) {
             self.ring = None;
         }
         self.wanted.send_if_modified(|wanted| {

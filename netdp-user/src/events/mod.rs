@@ -2,7 +2,8 @@
 //! does, for `netdp monitor` and the page.
 //!
 //! The programs write begins, refusals and drops to the ring buffer `events`, while
-//! `Settings::events` says that somebody listens; the agent adds the others. One thread of the agent
+//! `Settings::events` says that somebody listens; [`crate::ends`] tells of ends, and the agent of the others.
+//! One thread of the agent
 //! reads all of them ([`hub`]) and passes them on to everyone who is connected to its socket
 //! ([`listener`]). Nothing here ever waits for a listener: what it does not take is left out, and
 //! counted. Without an agent `netdp monitor` reads the ring buffer itself.
@@ -26,7 +27,7 @@ pub(crate) use wire::{Reply, Request};
 
 use crate::datapath::EndedBy;
 use clap::ValueEnum;
-use netdp_common::layout::{EVENTS_BEGIN, EVENTS_DROP, EVENTS_REFUSED, events_setting};
+use netdp_common::layout::{EVENTS_BEGIN, EVENTS_DROP, EVENTS_END, EVENTS_REFUSED, events_setting};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::{Index, IndexMut};
@@ -88,7 +89,8 @@ impl Kind {
             Self::Begin => EVENTS_BEGIN,
             Self::Refused => EVENTS_REFUSED,
             Self::Drop => EVENTS_DROP,
-            Self::End | Self::Config | Self::Finding | Self::Agent => 0,
+            Self::End => EVENTS_END,
+            Self::Config | Self::Finding | Self::Agent => 0,
         }
     }
 
@@ -110,6 +112,11 @@ pub(crate) fn setting(kinds: &[Kind], rate: u32) -> u32 {
         0 => 0,
         bits => events_setting(bits, rate),
     }
+}
+
+/// Reports whether `Settings::events` has the programs write to the ring buffer `events`.
+const fn fills_ring(setting: u32) -> bool {
+    setting & (EVENTS_BEGIN | EVENTS_REFUSED | EVENTS_DROP) != 0
 }
 
 /// A value for each kind.
@@ -415,8 +422,11 @@ mod tests {
 
     #[test]
     fn only_what_the_programs_report_is_in_the_setting() {
-        assert_eq!(setting(&[Kind::End, Kind::Config], 5), 0);
-        assert_eq!(setting(&[Kind::End, Kind::Begin], 0), EVENTS_BEGIN);
+        assert_eq!(setting(&[Kind::Finding, Kind::Config], 5), 0);
+        assert_eq!(setting(&[Kind::Agent, Kind::Begin], 0), EVENTS_BEGIN);
         assert_eq!(setting(&[Kind::Drop], 5), EVENTS_DROP | 5 << 8);
+        let ends = setting(&[Kind::End], 0);
+        assert_eq!(ends, EVENTS_END);
+        assert!(!fills_ring(ends) && fills_ring(ends | EVENTS_REFUSED));
     }
 }

@@ -1,7 +1,8 @@
 //! The ring buffer of the programs' events, which one process at a time reads.
 
-use super::{Begun, Dropped, Ends, Event, Kind, LOCK, Lost, PerKind, What, end};
+use super::{Begun, Dropped, Ends, Event, Headers, Kind, LOCK, Lost, PerKind, What, end};
 use crate::datapath;
+use crate::datapath::is_test;
 use crate::private;
 use anyhow::{Context as _, Result};
 use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
@@ -28,6 +29,8 @@ const REPORTED: [(Kind, u32); 3] = [
 pub(crate) struct Ring {
     ring: RingBuf<MapData>,
     reported: Reported,
+    /// Events of the self-check's packets, which are left out, since [`Self::take_tests`].
+    tests: PerKind<u64>,
     _lock: Flock<File>,
 }
 
@@ -68,13 +71,15 @@ impl Ring {
         let mut ring = Self {
             ring: ring.try_into().context("mapping the events map")?,
             reported: Reported::open(bpffs)?,
+            tests: PerKind::default(),
             _lock: lock,
         };
         while ring.ring.next().is_some() {}
         Ok(Ok(ring))
     }
 
-    /// Takes up to `most` events, and calls `each` with them. Returns how many there were.
+    /// Takes up to `most` events, and calls `each` with them, except those of the self-check. Returns how many
+    /// there were.
     ///
     /// # Errors
     /// Returns an error if the clocks can't be read.
@@ -85,11 +90,21 @@ impl Ring {
             && let Some(record) = self.ring.next()
         {
             taken += 1;
-            if let Some(event) = decode(&record, since_1970) {
+            let Some(event) = decode(&record, since_1970) else {
+                continue;
+            };
+            if is_of_test(&event) {
+                self.tests[event.kind()] += 1;
+            } else {
                 each(event);
             }
         }
         Ok(taken)
+    }
+
+    /// Takes the numbers of events of the self-check's packets.
+    pub(super) fn take_tests(&mut self) -> PerKind<u64> {
+        std::mem::take(&mut self.tests)
     }
 
     /// Returns what the programs have left out, by kind, since the maps were made.
@@ -174,6 +189,16 @@ fn decode(record: &[u8], since_1970: u64) -> Option<Event> {
         }
         _ => None,
     }
+}
+
+/// Reports whether an event is about one of the self-check's packets.
+fn is_of_test(event: &Event) -> bool {
+    let source = match &event.what {
+        What::Begin(begun) => Some(begun.ends.pod),
+        What::Refused(dropped) | What::Drop(dropped) => Headers::of(dropped).map(|it| it.source),
+        _ => None,
+    };
+    source.is_some_and(|source| is_test(&source.ip().into()))
 }
 
 fn read<T: aya::Pod>(record: &[u8]) -> Option<T> {

@@ -4,6 +4,9 @@ use super::hub::{self, Hub};
 use super::listener::Commands;
 use super::recent::now;
 use super::{Event, EventCounters, Kind, Recent, SOCKET, What};
+use crate::datapath::lock;
+use crate::ends::SharedEnds;
+use crate::nat_log::Notices;
 use anyhow::{Context as _, Result};
 use std::fs::{self, Permissions};
 use std::io::ErrorKind;
@@ -28,11 +31,17 @@ pub(crate) struct Service {
 
 impl Service {
     /// Starts the thread, with the maps pinned below `bpffs`, and its socket in `state_dir`. What is passed on
-    /// is kept in `recent`, too.
+    /// is kept in `recent`, too. `ends` tells it of mappings that end; `notices` are told of refusals.
     ///
     /// # Errors
     /// Returns an error if the socket can't be made, or the system allows no thread.
-    pub(crate) fn start(bpffs: &Path, state_dir: &Path, recent: &Recent) -> Result<Self> {
+    pub(crate) fn start(
+        bpffs: &Path,
+        state_dir: &Path,
+        recent: &Recent,
+        ends: &SharedEnds,
+        notices: Option<Notices>,
+    ) -> Result<Self> {
         let listener = listen(state_dir)?;
         let (events, received) = mpsc::channel(WAITING);
         let (wanted_sender, wanted) = watch::channel(0);
@@ -43,12 +52,20 @@ impl Service {
             counters: Arc::new(EventCounters::open(bpffs)?),
         };
         let (commands, given) = mpsc::channel(16);
-        let hub = Hub::new(bpffs, state_dir, (&sender, recent), wanted_sender);
+        lock(ends).tell_events(sender.clone());
+        let hub = Hub::new(
+            (bpffs, state_dir),
+            (&sender, received),
+            recent,
+            Arc::clone(ends),
+            notices,
+            wanted_sender,
+        );
         let commands = Commands::new(commands, applied_receiver);
         std::thread::Builder::new()
             .name("netdp-events".into())
             .spawn(move || {
-                if let Err(err) = hub::run(hub, listener, received, given, commands) {
+                if let Err(err) = hub::run(hub, listener, given, commands) {
                     log::error!("events are not passed on any more: {err:#}");
                 }
             })
@@ -130,9 +147,17 @@ impl Sender {
         if !self.is_wanted(kind) {
             return;
         }
-        self.counters.add_seen(kind);
+        self.counters.add_seen(kind, 1);
         if self.events.try_send(event).is_err() {
-            self.counters.add_full(kind);
+            self.counters.add_full(kind, 1);
+        }
+    }
+
+    /// Counts events of a kind that are lost because a buffer was full, if somebody listens to it.
+    pub(crate) fn lost(&self, kind: Kind, n: u64) {
+        if self.is_wanted(kind) {
+            self.counters.add_seen(kind, n);
+            self.counters.add_full(kind, n);
         }
     }
 }

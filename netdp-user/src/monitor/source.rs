@@ -327,7 +327,10 @@ impl Direct {
         };
         let lost = ring.lost()?;
         let kinds = options.kinds();
-        let setting = setting(&kinds, options.rate);
+        // The reports of ends wait for the next agent's log, and no sweep runs.
+        let mut reported = kinds.clone();
+        reported.retain(|kind| *kind != Kind::End);
+        let setting = setting(&reported, options.rate);
         let direct = Self {
             ring,
             events: VecDeque::new(),

@@ -46,6 +46,8 @@ pub(super) struct LogFile {
     path: PathBuf,
     rotation: Rotation,
     open: Option<Open>,
+    /// Number of lines that were written and may not be on the disk.
+    unsaved: u64,
 }
 
 impl LogFile {
@@ -55,6 +57,7 @@ impl LogFile {
             path,
             rotation,
             open: None,
+            unsaved: 0,
         }
     }
 
@@ -65,8 +68,9 @@ impl LogFile {
     /// before the next lines.
     pub fn write(&mut self, lines: &[u8]) -> io::Result<()> {
         let is_there = self.open.as_ref().is_some_and(|it| it.is_at(&self.path));
-        if !is_there {
-            self.open = None;
+        if !is_there && let Some(elsewhere) = self.open.take() {
+            // Whoever has moved it away has all of it.
+            let _ = elsewhere.file.sync_data();
         }
         let open = match &mut self.open {
             Some(open) => open,
@@ -80,19 +84,42 @@ impl LogFile {
             return Err(err);
         }
         open.size += lines.len() as u64;
+        self.unsaved += lines.iter().filter(|byte| **byte == b'\n').count() as u64;
         Ok(())
     }
 
-    /// Begins another file if this one is large or old enough.
+    /// Has the disk store what was written.
+    ///
+    /// # Errors
+    /// Returns an error, and the number of lines that the disk may lack for good: the kernel does not write
+    /// them again.
+    pub fn sync(&mut self) -> Result<(), (u64, io::Error)> {
+        let Some(open) = self.open.as_ref().filter(|_| !self.is_stored()) else {
+            return Ok(());
+        };
+        let lines = std::mem::take(&mut self.unsaved);
+        open.file.sync_data().map_err(|err| (lines, err))
+    }
+
+    /// Reports whether the disk has all that was written.
+    pub const fn is_stored(&self) -> bool {
+        self.unsaved == 0
+    }
+
+    /// Reports whether the file is large or old enough for another one.
+    pub fn is_rotation_due(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| {
+            let age = open.born.elapsed().unwrap_or_default();
+            open.size != 0 && (open.size >= self.rotation.size || age >= self.rotation.age)
+        })
+    }
+
+    /// Begins another file if this one is large or old enough. What is in it is to be stored before.
     ///
     /// # Errors
     /// Returns an error if it can't be renamed; it is written on then.
     pub fn rotate_if_due(&mut self) -> io::Result<()> {
-        let Some(open) = &self.open else {
-            return Ok(());
-        };
-        let age = open.born.elapsed().unwrap_or_default();
-        if open.size == 0 || (open.size < self.rotation.size && age < self.rotation.age) {
+        if !self.is_rotation_due() {
             return Ok(());
         }
         let time = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S.%6fZ");
@@ -124,6 +151,7 @@ fn open(path: &Path) -> io::Result<Open> {
         .mode(0o600)
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
     let file = options.open(path)?;
+    sync_dir(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() || !private::is_trusted(metadata.uid()) {
         let text = format!("{}: no regular file of root's", path.display());
@@ -139,6 +167,14 @@ fn open(path: &Path) -> io::Result<Open> {
         size,
         born: born.unwrap_or_else(|_| SystemTime::now()),
     })
+}
+
+/// Has the disk store the name of a file.
+fn sync_dir(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(dir) => File::open(dir)?.sync_all(),
+        None => Ok(()),
+    }
 }
 
 /// Returns the bytes up to the end of the last complete line.
@@ -199,6 +235,7 @@ fn compress(path: &Path) -> io::Result<()> {
     io::copy(&mut private::open(path)?, &mut out)?;
     out.finish()?.sync_all()?;
     fs::rename(&new, &compressed)?;
+    sync_dir(&compressed)?;
     match fs::remove_file(path) {
         // Another thread has done the same.
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -338,6 +375,24 @@ mod tests {
         assert_eq!(firsts, ["2", "3"]);
         assert!(rotated.iter().all(|it| has_end(it, COMPRESSED)));
         assert_eq!(text(&path), "last\n");
+    }
+
+    #[test]
+    fn what_a_power_cut_may_take_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nat.log");
+        let mut log = LogFile::new(path, ROTATION);
+        log.write(b"one\ntwo\n").unwrap();
+        log.write(b"three\n").unwrap();
+        assert_eq!(log.unsaved, 3);
+        log.sync().unwrap();
+        assert!(log.is_stored());
+        // A device that can store nothing.
+        log.write(b"four\n").unwrap();
+        let (reader, _writer) = io::pipe().unwrap();
+        log.open.as_mut().unwrap().file = File::from(std::os::fd::OwnedFd::from(reader));
+        let (lost, _) = log.sync().unwrap_err();
+        assert_eq!(lost, 1);
     }
 
     #[test]

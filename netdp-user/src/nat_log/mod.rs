@@ -1,12 +1,13 @@
 //! The NAT log: which pod had which address and port on the wire, and when (docs/nat-log.md).
 //!
-//! The sweep and the programs tell [`recorder`], which tells each mapping's begin and end once to
+//! [`crate::ends`] tells [`recorder`] of mappings, which tells each one's begin and end once to
 //! [`queue`]; [`writer`] writes them on a thread of its own, to a file, a socket or an IPFIX collector.
 //! [`state`] is what the next agent needs. Nothing here delays a sweep or the agent's loop.
 
 mod counters;
 mod file;
 mod ipfix;
+mod notices;
 mod queue;
 mod record;
 mod recorder;
@@ -16,7 +17,8 @@ mod state;
 mod target;
 mod writer;
 
-use crate::datapath::{EndedReports, Maps, SharedLog, Watch};
+use crate::datapath::{Maps, Watch, lock};
+use crate::ends::SharedEnds;
 use crate::machine;
 use crate::pods::{PodNameOptions, PodNames};
 use crate::state_dir::StateDir;
@@ -24,7 +26,6 @@ use crate::time::now_milliseconds as now;
 use anyhow::{Context as _, Result};
 use netdp_common::flow::ticks32;
 use queue::{Event, Gap, Queue};
-use recorder::Recorder;
 use sink::Sink;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -34,8 +35,10 @@ use writer::{NameCache, Writer};
 
 pub(crate) use counters::Counters;
 pub(crate) use file::{Rotation, reader, rotated};
+pub(crate) use notices::Notices;
+pub(crate) use queue::Numbered;
 pub(crate) use record::{Kind, Record, text, time};
-pub(crate) use recorder::number;
+pub(crate) use recorder::{Recorder, number};
 pub(crate) use state::{Clock, FILE, Saved, note_off};
 pub(crate) use target::Target;
 
@@ -64,13 +67,14 @@ pub struct NatLogOptions {
 
 /// The running log.
 pub(crate) struct NatLog {
-    log: SharedLog,
     queue: Arc<Queue>,
+    /// What the collector is told of refusals, until it is taken.
+    notices: Option<Notices>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl NatLog {
-    /// Starts the log over the maps pinned below `bpffs`.
+    /// Starts the log over the maps pinned below `bpffs`. It is told of mappings by `ends`.
     ///
     /// # Errors
     /// Returns an error if the maps can't be read, another user could replace the log's file, or the
@@ -80,10 +84,10 @@ impl NatLog {
         bpffs: &Path,
         state_dir: &StateDir,
         pods: &PodNameOptions,
+        ends: &SharedEnds,
     ) -> Result<Self> {
         options.target.check()?;
         let maps = Maps::open(bpffs)?;
-        let reports = EndedReports::open(bpffs)?;
         let (ticks, at) = (maps.ticks()?, now());
         let fresh = Saved {
             schema: Saved::SCHEMA,
@@ -94,7 +98,7 @@ impl NatLog {
             since: None,
             complete: at,
             next: 0,
-            lost: reports.lost()?,
+            lost: lock(ends).lost(),
             is_clean: false,
             was_off: false,
             unread_since: None,
@@ -106,15 +110,21 @@ impl NatLog {
             since: state.since,
             alive: ticks32(options.alive.as_secs()),
         };
-        let secret = maps.limits()?.secret;
         let recorder = Arc::new(Mutex::new(Recorder::new(
             Arc::clone(&queue),
-            reports,
-            secret,
             state.clock,
-            (watch, state.lost, state.complete),
+            (watch, state.complete),
+            maps.capacity()?,
         )));
+        lock(ends).tell_log(Arc::clone(&recorder), state.lost);
         let node = machine::name();
+        let notices = match &options.target {
+            Target::Ipfix(to) => {
+                let (destinations, limits) = (options.destinations, maps.limits()?);
+                Some(Notices::new(*to, destinations, &node, bpffs, limits)?)
+            }
+            Target::File(_) | Target::Socket(_) => None,
+        };
         let sink = match &options.target {
             Target::File(path) => {
                 file::tidy(path.clone(), options.rotation.keep);
@@ -126,14 +136,15 @@ impl NatLog {
                 Sink::Ipfix(ipfix::Ipfix::new(*to, options.destinations, domain))
             }
         };
-        let read_until = state.known_until();
+        let stored_until = state.known_until();
         let writer = Writer {
             queue: Arc::clone(&queue),
-            recorder: Arc::clone(&recorder),
+            recorder,
+            ends: Arc::clone(ends),
             sink,
             state,
             state_dir: state_dir.clone(),
-            read_until,
+            stored_until,
             names: NameCache::new(
                 pods.cni_dir.clone(),
                 state_dir.clone(),
@@ -150,20 +161,20 @@ impl NatLog {
             .spawn(move || writer.run(gaps))
             .context("starting the thread that writes the NAT log")?;
         Ok(Self {
-            log: recorder,
             queue,
+            notices,
             thread: Some(thread),
         })
+    }
+
+    /// Takes what is to be told of refused packets, if there is a collector for that.
+    pub(crate) const fn take_notices(&mut self) -> Option<Notices> {
+        self.notices.take()
     }
 
     /// Returns the counters of records and losses, for metrics.
     pub(crate) fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.queue.counters)
-    }
-
-    /// Returns what the sweep tells.
-    pub(crate) fn shared(&self) -> SharedLog {
-        Arc::clone(&self.log)
     }
 
     /// Records that a policy with this hash is in force.
@@ -278,7 +289,12 @@ fn after(
     let state = Saved {
         clock: saved.clock.or_at(ticks, until),
         since: saved.since,
-        lost: saved.lost,
+        // Without a log, what was lost is in that gap.
+        lost: if saved.was_off {
+            fresh.lost
+        } else {
+            saved.lost
+        },
         // Until the first pass.
         complete: saved.complete,
         unread_since: saved.unread_since,
@@ -361,7 +377,20 @@ mod tests {
             was_off: true,
             ..clean
         };
-        assert_eq!(told(Some(off), None).0, Some(("off", 60_000)));
+        assert_eq!(told(Some(off.clone()), None).0, Some(("off", 60_000)));
+        for (was_off, lost) in [(true, 9), (false, 3)] {
+            let saved = Saved {
+                was_off,
+                lost: 3,
+                ..off.clone()
+            };
+            let fresh = Saved {
+                lost: 9,
+                ..state("b", 1, 1_000_000)
+            };
+            let (next, _) = after(Some(saved), None, fresh, 15_007);
+            assert_eq!(next.lost, lost, "the gap has what was lost without a log");
+        }
         assert_eq!(
             told(None, Some((6, "a", 900_000))),
             (Some(("reboot", 600_000)), 7),

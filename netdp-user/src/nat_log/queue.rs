@@ -12,7 +12,7 @@ const CAPACITY: usize = 131_072;
 
 /// A mapping with the number that its records have.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Numbered<T> {
+pub(crate) struct Numbered<T> {
     /// The number.
     pub number: u64,
     /// The mapping.

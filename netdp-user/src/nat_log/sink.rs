@@ -39,11 +39,13 @@ impl Sink {
         }
     }
 
-    /// Reports whether all that was written is where it belongs, as far as anybody can tell.
-    pub fn is_read(&self) -> bool {
+    /// Reports whether all that was written is on the disk, or has been read by the collector; of one that
+    /// does not tell, it is taken for granted.
+    pub fn is_stored(&self) -> bool {
         match self {
+            Self::File(file) => file.is_stored(),
             Self::Socket(socket) => socket.is_read(),
-            Self::File(_) | Self::Ipfix(_) => true,
+            Self::Ipfix(_) => true,
         }
     }
 
@@ -70,6 +72,22 @@ impl Sink {
             Self::Ipfix(ipfix) => ipfix.settle(),
             Self::File(_) | Self::Socket(_) => Ok(()),
         }
+    }
+
+    /// Has the disk store what was written, where there is one.
+    ///
+    /// # Errors
+    /// Returns an error, and the number of lines that the disk may lack.
+    pub fn sync(&mut self) -> Result<(), (u64, io::Error)> {
+        match self {
+            Self::File(file) => file.sync(),
+            Self::Socket(_) | Self::Ipfix(_) => Ok(()),
+        }
+    }
+
+    /// Reports whether another file is due.
+    pub fn is_rotation_due(&self) -> bool {
+        matches!(self, Self::File(file) if file.is_rotation_due())
     }
 
     /// Begins another file where that is due.

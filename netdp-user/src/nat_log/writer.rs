@@ -9,6 +9,7 @@ use super::sink::Sink;
 use super::state::Saved;
 use crate::codes::Code;
 use crate::datapath::{EndedMapping, Identity, lock, protocol_name};
+use crate::ends::SharedEnds;
 use crate::pods::{Names, Owner};
 use crate::state_dir::StateDir;
 use crate::time::now_milliseconds as now;
@@ -77,6 +78,7 @@ impl NameCache {
 pub(super) struct Writer {
     pub queue: Arc<Queue>,
     pub recorder: Arc<Mutex<Recorder>>,
+    pub ends: SharedEnds,
     pub sink: Sink,
     /// As it is saved; `next` is the number of the next record.
     pub state: Saved,
@@ -86,9 +88,9 @@ pub(super) struct Writer {
     pub policy: Option<String>,
     pub with_destinations: bool,
     pub saved_at: Option<Instant>,
-    /// Time before which all that there was to tell has been read by a collector, or is in a file, in
+    /// Time before which all that there was to tell is on the disk, or has been read by the collector, in
     /// milliseconds since 1970.
-    pub read_until: u64,
+    pub stored_until: u64,
 }
 
 impl Writer {
@@ -110,7 +112,7 @@ impl Writer {
         self.save();
         loop {
             self.follow_clock();
-            lock(&self.recorder).take_reports();
+            lock(&self.ends).take();
             let batch = self.queue.take(INTERVAL);
             let is_last = batch.is_last;
             if !self.write(batch) {
@@ -130,9 +132,9 @@ impl Writer {
         let mut record = self.record(Kind::Stop, &boot, &node);
         record.at = Some(text(now()));
         record.complete = Some(text(complete));
-        if self.write_records(&[record]) {
+        if self.write_records(&[record]) && self.sync() {
             let end = Instant::now() + READ_AT_END;
-            while !self.sink.is_read() && Instant::now() < end {
+            while !self.sink.is_stored() && Instant::now() < end {
                 std::thread::sleep(Duration::from_millis(10));
             }
             self.state.is_clean = true;
@@ -142,8 +144,7 @@ impl Writer {
 
     /// Converts ticks by the node's clock as it is, if somebody has set it.
     fn follow_clock(&mut self) {
-        let mut recorder = lock(&self.recorder);
-        let Ok(ticks) = recorder.ticks() else {
+        let Ok(ticks) = lock(&self.ends).ticks() else {
             return;
         };
         let clock = self.state.clock.or_at(ticks, now());
@@ -151,7 +152,7 @@ impl Writer {
             log::info!(
                 "the node's clock was set: the NAT log's times are by the new one from here on"
             );
-            recorder.set_clock(clock);
+            lock(&self.recorder).set_clock(clock);
             self.state.clock = clock;
         }
     }
@@ -196,30 +197,52 @@ impl Writer {
         if self.state.since.is_some() {
             self.state.complete = batch.complete;
         }
-        self.note_read();
-        self.state.lost = lock(&self.recorder).lost();
+        self.note_stored();
+        self.state.lost = lock(&self.ends).lost();
         if has_passed || self.saved_at.is_none_or(|at| at.elapsed() >= SAVE_EVERY) {
             self.save();
         }
-        self.sink.rotate();
+        if self.sink.is_rotation_due() && self.sync() {
+            self.sink.rotate();
+        }
         true
     }
 
+    /// Has the disk store what was written; `false` if it may lack some of it, which is a gap then.
+    fn sync(&mut self) -> bool {
+        let Err((lines, err)) = self.sink.sync() else {
+            return true;
+        };
+        log::warn!("the NAT log may lack {lines} records: storing them: {err}");
+        self.queue.counters.lose(Cause::Disk, lines);
+        self.queue.add_gap(Gap {
+            n: Some(lines),
+            from: self.stored_until,
+            until: now(),
+            why: Cause::Disk.name(),
+        });
+        false
+    }
+
+    /// Saves the state, once the disk has what it promises.
     fn save(&mut self) {
         self.saved_at = Some(Instant::now());
-        self.state.unread_since = (!self.note_read()).then_some(self.read_until);
+        if !self.sync() {
+            return;
+        }
+        self.state.unread_since = (!self.note_stored()).then_some(self.stored_until);
         if let Err(err) = self.state.save(&self.state_dir) {
             log::warn!("{err:#}");
         }
     }
 
-    /// Notes up to which time all is read, if nothing waits to be; reports whether that is so.
-    fn note_read(&mut self) -> bool {
-        let is_read = self.sink.is_read();
-        if is_read {
-            self.read_until = self.state.written_until();
+    /// Notes up to which time all is stored, if nothing waits to be; reports whether that is so.
+    fn note_stored(&mut self) -> bool {
+        let is_stored = self.sink.is_stored();
+        if is_stored {
+            self.stored_until = self.state.written_until();
         }
-        is_read
+        is_stored
     }
 
     /// Creates a record with the next number.
@@ -290,7 +313,7 @@ impl Writer {
         while lacks_lines {
             let gap = Gap {
                 n: None,
-                from: self.read_until,
+                from: self.stored_until,
                 until: now(),
                 why: self.sink.cause().name(),
             };
@@ -309,7 +332,7 @@ impl Writer {
     /// Writes lines until it succeeds, and reports whether earlier ones were lost; `None` if the agent ends
     /// before that.
     fn try_lines(&mut self, lines: &[u8]) -> Option<bool> {
-        let waits = (&*self.queue, &*self.recorder);
+        let waits = (&*self.queue, &self.ends);
         retry(waits, self.sink.cause(), || self.sink.write_lines(lines))
     }
 
@@ -332,7 +355,7 @@ impl Writer {
             })
             .collect();
         let mut rest = &sessions[..];
-        let waits = (&*self.queue, &*self.recorder);
+        let waits = (&*self.queue, &self.ends);
         let sent = retry(waits, Cause::Collector, || {
             while !rest.is_empty() {
                 let (sent, result) = match self.sink.write_sessions(rest) {
@@ -417,7 +440,7 @@ impl Writer {
 /// Calls `write` until it succeeds; `None` if the agent ends before that. Programs' reports are taken
 /// meanwhile: the queue has more room than their ring buffer.
 fn retry<T>(
-    (queue, recorder): (&Queue, &Mutex<Recorder>),
+    (queue, ends): (&Queue, &SharedEnds),
     cause: Cause,
     mut write: impl FnMut() -> std::io::Result<T>,
 ) -> Option<T> {
@@ -439,7 +462,7 @@ fn retry<T>(
             queue.set_blocked(Some(cause));
             log::warn!("the NAT log can't be written, is retried, and waits in memory: {err}");
         }
-        lock(recorder).take_reports();
+        lock(ends).take();
         if queue.wait_for_end(PAUSE) {
             tries += 1;
             if tries == TRIES_AT_END {

@@ -53,11 +53,13 @@ impl Known {
         let wanted = format!("{SEEN_AS}{}", question.place.begin());
         for file in &files {
             let lines = reader(file).with_context(|| format!("reading {}", file.display()))?;
+            let mut skipped = None;
             for (at, line) in lines.lines().enumerate() {
                 let line = line.with_context(|| format!("reading {}", file.display()))?;
                 // Parsing takes much longer than searching.
                 let is_other = line.contains(SEEN_AS) && !line.contains(&wanted);
-                if is_other && first.is_some() && saved.is_some() {
+                if is_other && first.is_some() {
+                    skipped = Some(line);
                     continue;
                 }
                 let Ok(record) = serde_json::from_str::<Record<'_>>(&line) else {
@@ -71,6 +73,12 @@ impl Known {
                 complete = complete.max(record.complete.as_deref().and_then(time).unwrap_or(0));
                 self.add(&record, question);
             }
+            // How far the file goes.
+            let skipped = skipped.and_then(|line| {
+                let record: Record<'_> = serde_json::from_str(&line).ok()?;
+                record.latest()
+            });
+            last = last.max(skipped.unwrap_or(0));
         }
         // Without the state nobody knows how far the last pass has come.
         let until = saved.map_or(

@@ -1,13 +1,16 @@
 //! Events, as the programs write them to the ring buffer.
 
 use crate::build::{Build, Kind, RST};
-use crate::node::{Node, becomes, frame, tuple_of};
+use crate::node::{Node, V4, V6, becomes, frame, tuple_of};
 use aya::maps::{Array, Map, MapData, PerCpuArray, RingBuf};
 use netdp_common::layout::{
-    BeginEvent, CAPTURED, DropEvent, DropReason, EVENT_BEGIN, EVENT_DROP, EVENT_OUT, EVENT_REFUSED,
-    EVENTS_BEGIN, EVENTS_DROP, EVENTS_REFUSED, EventCount, Settings, events_setting, pins,
+    BeginEvent, CAPTURED, DropEvent, DropReason, ENDED_MOVED, EVENT_BEGIN, EVENT_DROP, EVENT_OUT,
+    EVENT_REFUSED, EVENTS_BEGIN, EVENTS_DROP, EVENTS_END, EVENTS_REFUSED, Ended, EventCount,
+    Settings, events_setting, pins,
 };
 use netdp_user::datapath::Hook;
+use netdp_user::reconcile::Change;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Pod, node and server.
 const ENDS: [[&str; 3]; 2] = [
@@ -23,7 +26,11 @@ fn listen(node: &Node, events: u32) {
 }
 
 fn ring(node: &Node) -> RingBuf<MapData> {
-    let map = MapData::from_pin(node.bpffs().join(pins::EVENTS)).expect("a pinned map");
+    ring_of(node, pins::EVENTS)
+}
+
+fn ring_of(node: &Node, pin: &str) -> RingBuf<MapData> {
+    let map = MapData::from_pin(node.bpffs().join(pin)).expect("a pinned map");
     Map::RingBuf(map).try_into().expect("a ring buffer")
 }
 
@@ -172,4 +179,57 @@ fn what_is_over_the_rate_or_finds_no_room_is_counted() {
     let taken = taken + take(&mut ring).len() as u64;
     assert_eq!(after.seen, seen);
     assert_eq!(taken + after.limited + after.full, seen);
+}
+
+/// Addresses that the node may have in place of [`V4`] and [`V6`].
+const OTHERS: (Ipv4Addr, Ipv6Addr) = (
+    Ipv4Addr::new(192, 0, 2, 11),
+    Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x11),
+);
+
+/// Has the node lose an address of each family for another.
+fn exchange(node: &mut Node, loses: (Ipv4Addr, Ipv6Addr), gains: (Ipv4Addr, Ipv6Addr)) {
+    for address in [IpAddr::from(loses.0), loses.1.into()] {
+        node.apply(&Change::RemoveLocal(address));
+    }
+    for address in [IpAddr::from(gains.0), gains.1.into()] {
+        node.apply(&Change::AddLocal(address));
+    }
+    node.uplink(Some(gains.0), Some(gains.1));
+}
+
+#[test]
+fn an_end_by_a_program_is_reported_to_a_listener_and_to_a_log() {
+    for (log_ends, events, is_reported) in [
+        (false, 0, false),
+        (false, EVENTS_BEGIN | EVENTS_REFUSED | EVENTS_DROP, false),
+        (false, EVENTS_END, true),
+        (true, 0, true),
+        (true, EVENTS_END, true),
+    ] {
+        let mut node = Node::with(|setup| setup.log_ends = log_ends);
+        let mut reports = ring_of(&node, pins::ENDED);
+        let packets = ENDS.map(|[pod, _, server]| Build::udp(pod, server));
+        for packet in &packets {
+            node.run_once(Hook::Egress, &frame(packet));
+        }
+        exchange(&mut node, (V4, V6), OTHERS);
+        listen(&node, events);
+        for (packet, [_, wire, _]) in packets.iter().zip(ENDS) {
+            node.run_once(Hook::Egress, &frame(packet));
+            let records = take(&mut reports);
+            assert_eq!(
+                records.len(),
+                usize::from(is_reported),
+                "{log_ends} {events}"
+            );
+            for record in records {
+                let ended: Ended = read(&record);
+                assert_eq!((ended.tuple, ended.why), (tuple_of(packet), ENDED_MOVED));
+                let had = IpAddr::from(ended.original.addr);
+                let wire: std::net::SocketAddr = wire.parse().unwrap();
+                assert_eq!((had, ended.original.id), (wire.ip(), wire.port()));
+            }
+        }
+    }
 }

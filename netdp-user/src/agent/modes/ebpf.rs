@@ -5,7 +5,8 @@ use super::super::program_log::{ProgramLog, Refusals};
 use super::sweeper::SweeperThread;
 use super::takeover::{Done, Takeover};
 use super::{Engine, iptables};
-use crate::datapath::{self, Datapath, Traces};
+use crate::datapath::{self, Datapath, SharedLog, Traces};
+use crate::ends::{Ends, SharedEnds};
 use crate::events::Recent;
 use crate::nat_log::{self, NatLog};
 use crate::pod;
@@ -14,6 +15,7 @@ use crate::rights;
 use crate::state_dir::StateDir;
 use anyhow::{Context as _, Result, anyhow};
 use netdp_common::layout::Counters;
+use std::sync::{Arc, Mutex};
 use tokio::time::Instant;
 
 /// The datapath, and state that only it needs.
@@ -21,6 +23,8 @@ pub(in crate::agent) struct Ebpf {
     pub datapath: Datapath,
     pub sweeper: SweeperThread,
     pub takeover: Takeover,
+    /// Whoever is told of ends of mappings.
+    pub ends: SharedEnds,
     /// The NAT log, if there is one.
     pub nat_log: Option<NatLog>,
     log: ProgramLog,
@@ -46,23 +50,27 @@ impl Ebpf {
     fn with(mut datapath: Datapath, options: &RunOptions, recent: &Recent) -> Result<Engine> {
         let log = ProgramLog::watch(datapath.take_log(Refusals(recent.clone()))?)?;
         let state_dir = StateDir::at(&options.state_dir);
+        let secret = datapath.maps().limits()?.secret;
+        let ends = Arc::new(Mutex::new(Ends::open(&options.bpffs, secret)?));
         let nat_log = match &options.nat_log {
             Some(log) => Some(NatLog::start(
                 log,
                 &options.bpffs,
                 &state_dir,
                 &options.pod_names,
+                &ends,
             )?),
             None => {
                 nat_log::note_off(&state_dir);
                 None
             }
         };
-        let told = nat_log.as_ref().map(NatLog::shared);
-        datapath.maps_mut().tell(told.clone());
+        let told: SharedLog = Arc::clone(&ends) as _;
+        datapath.maps_mut().tell(Arc::clone(&told));
         let adopted = datapath.adopted();
         Ok(Engine::Ebpf(Box::new(Self {
             sweeper: SweeperThread::start(&options.bpffs, &options.state_dir, adopted, told)?,
+            ends,
             nat_log,
             takeover: Takeover::new(),
             datapath,

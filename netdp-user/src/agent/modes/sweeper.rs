@@ -3,7 +3,6 @@
 
 use super::super::SWEEP_INTERVAL;
 use crate::datapath::{NumberedPolicy, SharedLog, SweepRules, SweepStats, Sweeper};
-use crate::events;
 use crate::metrics::SweepRecorder;
 use crate::policy::Keeper;
 use anyhow::{Context as _, Result, bail};
@@ -39,8 +38,6 @@ struct Request {
     cause: Cause,
     /// The policy in force; `None` if it could not be read.
     policy: Option<NumberedPolicy>,
-    /// Sender of events about ended mappings.
-    events: Option<events::Sender>,
     /// Recorder of the metrics, with the first request after it was set.
     recorder: Option<SweepRecorder>,
 }
@@ -87,10 +84,10 @@ impl SweeperThread {
         bpffs: &Path,
         state_dir: &Path,
         adopted: bool,
-        log: Option<SharedLog>,
+        log: SharedLog,
     ) -> Result<Self> {
         let mut sweeper = Sweeper::open(bpffs)?;
-        sweeper.tell_log(log);
+        sweeper.tell(log);
         let mut keeper = Keeper::new(state_dir, sweeper.maps(), adopted)?;
         let (requests, received) = channel::<Request>();
         let (sent, outcomes) = channel();
@@ -106,10 +103,8 @@ impl SweeperThread {
                         rules,
                         cause,
                         policy,
-                        events,
                         recorder,
                     } = request;
-                    sweeper.tell(events);
                     if let Some(recorder) = recorder {
                         match sweeper.count() {
                             Ok(()) => counting = Some(recorder),
@@ -171,7 +166,6 @@ impl SweeperThread {
         rules: SweepRules,
         cause: Cause,
         policy: Option<NumberedPolicy>,
-        events: Option<events::Sender>,
     ) -> Result<()> {
         if self.busy {
             self.again |= cause == Cause::Change;
@@ -183,7 +177,6 @@ impl SweeperThread {
             rules,
             cause,
             policy,
-            events,
             recorder: self.recorder.take(),
         };
         if self.requests.send(request).is_err() {

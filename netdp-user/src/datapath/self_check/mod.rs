@@ -29,7 +29,7 @@ const NEXT: u32 = u32::MAX;
 const IFINDEX_AT: usize = 40;
 
 /// Reports whether an address is the source of test packets.
-pub(super) fn is_test(addr: &Addr) -> bool {
+pub(crate) fn is_test(addr: &Addr) -> bool {
     [Family::V4, Family::V6]
         .into_iter()
         .any(|family| *addr == Addr::from(pod(family)))

@@ -14,7 +14,6 @@
 mod accounts;
 mod carried_over;
 mod clock;
-mod ended;
 mod eviction;
 mod inbound;
 mod pass;

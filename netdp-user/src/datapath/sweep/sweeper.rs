@@ -1,7 +1,6 @@
 //! The sweeper: runs the passes that are due.
 
 use super::clock::{cpu_time, now};
-use super::ended::EndedMappings;
 use super::pass::Pass;
 use super::replies::Replies;
 use super::schedule::{Cooldown, Schedule, Usage};
@@ -10,7 +9,6 @@ use super::tally::{Census, Meter, Peaks, PodChange, Scope};
 use super::{SweepRules, SweepStats};
 use crate::datapath::mapping_log::{SharedLog, lock};
 use crate::datapath::maps::Maps;
-use crate::events::Sender;
 use anyhow::Result;
 use netdp_common::flow::age;
 use netdp_common::flow::ticks;
@@ -44,13 +42,11 @@ pub struct Sweeper {
     secret: Secret,
     /// Time of the last sweep of inbound flows, in ticks.
     inbound_at: Option<u32>,
-    /// Sender of events about ended mappings.
-    events: Option<Sender>,
     /// Live inbound flows that it left.
     inbound: usize,
     /// Counts for metrics, if they are wanted.
     meter: Option<Meter>,
-    /// The log of mappings, if there is one.
+    /// Whoever is told of mappings.
     log: Option<SharedLog>,
 }
 
@@ -68,16 +64,10 @@ impl Sweeper {
             schedule: Schedule::default(),
             cooldown: Cooldown::new(Instant::now()),
             inbound_at: None,
-            events: None,
             inbound: 0,
             meter: None,
             log: None,
         })
-    }
-
-    /// Tells those who listen to `events` of mappings that end from here on.
-    pub(crate) fn tell(&mut self, events: Option<Sender>) {
-        self.events = events;
     }
 
     /// Counts for metrics from now on.
@@ -100,9 +90,9 @@ impl Sweeper {
         self.meter.as_mut()?.take_peaks()
     }
 
-    /// Tells a log, from now on, which mappings live and which end.
-    pub(crate) fn tell_log(&mut self, log: Option<SharedLog>) {
-        self.log = log;
+    /// Tells `log`, from now on, which mappings live and which end.
+    pub(crate) fn tell(&mut self, log: SharedLog) {
+        self.log = Some(log);
     }
 
     /// Returns the maps, for reading.
@@ -225,7 +215,6 @@ impl Sweeper {
         let begun = now(&self.maps)?;
         let mut pass =
             Pass::new(begun, self.secret, rules, ticks(interval)).telling(self.log.as_ref());
-        pass.told = EndedMappings::for_listeners(self.events.as_ref());
         pass.stale = StaleMappings::collect(settings.flags);
         pass.tally = self.meter.as_ref().map(|it| it.tally(Scope::Full, begun));
         let mut replies = pass.read_replies(&self.maps)?;
@@ -292,7 +281,6 @@ impl Sweeper {
         let now = now(&self.maps)?;
         let mut pass = Pass::new(now, self.secret, rules, self.schedule.remaining(now))
             .telling(self.log.as_ref());
-        pass.told = EndedMappings::for_listeners(self.events.as_ref());
         pass.conditions.scheduled_before = self.schedule.last_scan();
         let settings = self.maps.settings()?;
         pass.stale = StaleMappings::collect(settings.flags);
@@ -315,7 +303,6 @@ impl Sweeper {
     fn end_due(&mut self, rules: &SweepRules, now: u32, due: &[Tuple]) -> Result<SweepStats> {
         let mut pass =
             Pass::new(now, self.secret, rules, u64::from(u32::MAX)).telling(self.log.as_ref());
-        pass.told = EndedMappings::for_listeners(self.events.as_ref());
         pass.tally = self.meter.as_ref().map(|it| it.tally(Scope::Due, now));
         let mut unseen = due;
         let mut result = Ok(());

@@ -18,7 +18,7 @@ fn settings(agent: &Agent) -> Result<Settings> {
 }
 
 /// Returns what the programs have counted of all kinds.
-fn counted(agent: &Agent) -> Result<EventCount> {
+pub(super) fn counted(agent: &Agent) -> Result<EventCount> {
     let map = aya::maps::MapData::from_pin(agent.bpffs().join(pins::EVENT_COUNTS))?;
     let map: aya::maps::PerCpuArray<_, EventCount> = aya::maps::Map::PerCpuArray(map).try_into()?;
     let mut sum = EventCount::default();

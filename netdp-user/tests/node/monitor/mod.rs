@@ -1,5 +1,6 @@
 //! `netdp monitor`: what it shows, and that nothing is missing from its sums.
 
+mod ends;
 mod lines;
 mod listeners;
 

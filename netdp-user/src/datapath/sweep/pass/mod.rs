@@ -3,7 +3,6 @@
 mod removal;
 
 use super::accounts::Accounts;
-use super::ended::EndedMappings;
 use super::eviction::Candidates;
 use super::replies::Replies;
 use super::stale::StaleMappings;
@@ -29,8 +28,6 @@ pub struct Pass<'a> {
     policy: HashMap<Addr, PolicyValue>,
     pub stats: SweepStats,
     ended: Vec<(Tuple, Tuple)>,
-    /// The same, for those who listen.
-    pub told: EndedMappings,
     /// The keys in `traffic` of their halves.
     carried: Vec<Tuple>,
     /// Traffic that pods had sent over them.
@@ -48,7 +45,7 @@ pub struct Pass<'a> {
     freed: Vec<Tuple>,
     /// Counts for metrics, if they are wanted.
     pub tally: Option<Tally>,
-    /// Reports to a log of mappings.
+    /// What is told of mappings.
     teller: Teller,
 }
 
@@ -68,7 +65,6 @@ impl<'a> Pass<'a> {
             policy: HashMap::new(),
             stats: SweepStats::default(),
             ended: Vec::new(),
-            told: EndedMappings::default(),
             carried: Vec::new(),
             sent: EndedTraffic::default(),
             torn: Vec::new(),
@@ -82,7 +78,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Tells a log, if there is one, which mappings live and which end.
+    /// Tells `log`, if there is one, which mappings live and which end.
     pub fn telling(mut self, log: Option<&SharedLog>) -> Self {
         self.teller = Teller::new(log);
         self
@@ -99,7 +95,6 @@ impl<'a> Pass<'a> {
             freed: self.freed,
             tally: self.tally.map(Tally::restart),
             accounts: self.accounts.restart(),
-            told: self.told,
             teller: self.teller,
             ..Self::new(now, Secret::default(), self.rules, horizon)
         };
@@ -266,7 +261,7 @@ impl<'a> Pass<'a> {
 
     /// Reports whether somebody wants to know which mappings end.
     const fn is_followed(&self) -> bool {
-        self.tally.is_some() || self.told.is_wanted() || self.teller.is_wanted()
+        self.tally.is_some() || self.teller.wants_ends()
     }
 
     /// Adds a mapping, with its original tuple and its wire tuple, to those that end. `was_kept`: it was
@@ -286,7 +281,6 @@ impl<'a> Pass<'a> {
             if let Some(tally) = &mut self.tally {
                 tally.ended(&ended, half, reply, was_kept);
             }
-            self.told.add(&ended);
             self.teller.ends(&ended);
         }
         self.sent.add(maps, tuple, half);

@@ -57,7 +57,6 @@ impl Pass<'_> {
             self.freed.extend(wires);
         }
         self.ended.clear();
-        self.told.send();
         Ok(())
     }
 

@@ -3,15 +3,18 @@
 //! IPv4: a record when a mapping begins (NAT44 session create) and one when it ends (NAT44 session
 //! delete). RFC 8158 has no event for a mapping of IPv6 to IPv6 with ports: these are flow records.
 
-use crate::config::fnv1a;
-use crate::datapath::{EndedMapping, Identity};
-use netdp_common::layout::Addr;
-use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::time::{Duration, Instant};
+mod message;
 
-/// The most bytes of a message, so that it is not fragmented on usual paths (RFC 7011 10.3.3).
-const LARGEST: usize = 1400;
+pub(super) use message::{
+    DESTINATION_PORT, DESTINATION_V4, DESTINATION_V6, Element, Message, NAT_EVENT, NAT_SOURCE_V4,
+    NAT_SOURCE_V6, PROTOCOL, SOURCE_V4, SOURCE_V6, TIME, connect, domain, put_address, put16,
+    put32, put64,
+};
+
+use crate::datapath::{EndedMapping, Identity};
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
 
 /// Interval at which templates are sent again (RFC 7011 8.1).
 const REFRESH: Duration = Duration::from_secs(60);
@@ -19,25 +22,12 @@ const REFRESH: Duration = Duration::from_secs(60);
 /// Time limit of an ICMP error about a message.
 const ERROR_AFTER: Duration = Duration::from_millis(50);
 
-/// An information element: its number in IANA's registry, and its length.
-type Element = (u16, u16);
-
-const PROTOCOL: Element = (4, 1);
 const SOURCE_PORT: Element = (7, 2);
-const SOURCE_V4: Element = (8, 4);
-const DESTINATION_PORT: Element = (11, 2);
-const DESTINATION_V4: Element = (12, 4);
-const SOURCE_V6: Element = (27, 16);
-const DESTINATION_V6: Element = (28, 16);
 const OCTETS: Element = (1, 8);
 const PACKETS: Element = (2, 8);
 const FLOW_START: Element = (152, 8);
 const FLOW_END: Element = (153, 8);
-const NAT_SOURCE_V4: Element = (225, 4);
 const NAT_SOURCE_PORT: Element = (227, 2);
-const NAT_EVENT: Element = (230, 1);
-const NAT_SOURCE_V6: Element = (281, 16);
-const TIME: Element = (323, 8);
 
 /// natEvent of RFC 8158 4.3: NAT44 session create.
 const CREATE: u8 = 4;
@@ -137,10 +127,8 @@ impl Ipfix {
         while let Some(rest) = sessions.get(sent..).filter(|rest| !rest.is_empty()) {
             let (message, records) = self.message(rest);
             self.send(message).map_err(|err| (sent, err))?;
-            self.sequence = self
-                .sequence
-                .wrapping_add(u32::try_from(records).unwrap_or(0));
-            sent += records;
+            self.sequence = self.sequence.wrapping_add(records);
+            sent += records as usize;
         }
         Ok(sent)
     }
@@ -208,60 +196,21 @@ impl Ipfix {
     }
 
     /// Returns a message with as many sessions as fit, and their number.
-    fn message(&mut self, sessions: &[Session<'_>]) -> (Vec<u8>, usize) {
-        let mut message = Vec::with_capacity(LARGEST);
-        let now = jiff::Timestamp::now().as_second();
-        put16(&mut message, 10);
-        put16(&mut message, 0);
-        put32(&mut message, u32::try_from(now).unwrap_or(u32::MAX));
-        put32(&mut message, self.sequence);
-        put32(&mut message, self.domain);
+    fn message(&mut self, sessions: &[Session<'_>]) -> (Vec<u8>, u32) {
+        let mut message = Message::new(self.sequence, self.domain);
         if self.templates_at.is_none_or(|at| at.elapsed() >= REFRESH) {
-            self.put_templates(&mut message);
+            let templates = [SESSION, BEGIN_V6, END_V6]
+                .map(|template| (template.number, template.elements(self.with_destinations)));
+            message.add_templates(&templates);
             self.templates_at = Some(Instant::now());
         }
-        let mut records = 0;
-        let mut set: Option<(u16, usize)> = None;
         for session in sessions {
             let (template, record) = self.record(session);
-            let header = if set.is_some_and(|(number, _)| number == template) {
-                0
-            } else {
-                4
-            };
-            if message.len() + header + record.len() > LARGEST {
+            if !message.add(template, &record) {
                 break;
             }
-            if header != 0 {
-                set = Some((template, message.len()));
-                put16(&mut message, template);
-                put16(&mut message, 0);
-            }
-            message.extend_from_slice(&record);
-            if let Some((_, begin)) = set {
-                set_length(&mut message, begin);
-            }
-            records += 1;
         }
-        let length = message.len();
-        set16(&mut message, 2, length);
-        (message, records)
-    }
-
-    fn put_templates(&self, message: &mut Vec<u8>) {
-        let begin = message.len();
-        put16(message, 2);
-        put16(message, 0);
-        for template in [SESSION, BEGIN_V6, END_V6] {
-            let elements = template.elements(self.with_destinations);
-            put16(message, template.number);
-            put16(message, u16::try_from(elements.len()).unwrap_or(0));
-            for (number, length) in elements {
-                put16(message, number);
-                put16(message, length);
-            }
-        }
-        set_length(message, begin);
+        message.finish()
     }
 
     /// Returns the template and the bytes of a session's record.
@@ -297,54 +246,4 @@ impl Ipfix {
         }
         (template, record)
     }
-}
-
-fn connect(to: SocketAddr) -> io::Result<UdpSocket> {
-    let any: SocketAddr = if to.is_ipv4() {
-        (Ipv4Addr::UNSPECIFIED, 0).into()
-    } else {
-        (Ipv6Addr::UNSPECIFIED, 0).into()
-    };
-    let socket = UdpSocket::bind(any)?;
-    socket.connect(to)?;
-    Ok(socket)
-}
-
-fn put_address(bytes: &mut Vec<u8>, address: Addr) {
-    if address.is_v4() {
-        bytes.extend_from_slice(&address.v4_octets());
-    } else {
-        bytes.extend_from_slice(address.octets());
-    }
-}
-
-fn put16(bytes: &mut Vec<u8>, value: u16) {
-    bytes.extend_from_slice(&value.to_be_bytes());
-}
-
-fn put32(bytes: &mut Vec<u8>, value: u32) {
-    bytes.extend_from_slice(&value.to_be_bytes());
-}
-
-fn put64(bytes: &mut Vec<u8>, value: u64) {
-    bytes.extend_from_slice(&value.to_be_bytes());
-}
-
-/// Writes the length of a set that begins at a place and goes to the end.
-fn set_length(bytes: &mut [u8], begin: usize) {
-    let length = bytes.len() - begin;
-    set16(bytes, begin + 2, length);
-}
-
-fn set16(bytes: &mut [u8], at: usize, value: usize) {
-    let value = u16::try_from(value).unwrap_or(u16::MAX).to_be_bytes();
-    if let Some(place) = bytes.get_mut(at..at + 2) {
-        place.copy_from_slice(&value);
-    }
-}
-
-/// Returns the observation domain of a node: a hash of its name, never 0.
-#[expect(clippy::cast_possible_truncation, reason = "of a hash")]
-pub(super) fn domain(node: &str) -> u32 {
-    (fnv1a(node.as_bytes()) as u32).max(1)
 }
