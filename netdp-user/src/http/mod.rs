@@ -13,10 +13,10 @@ use hyper::{Method, StatusCode};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::Semaphore;
+use std::time::{Duration, Instant};
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 pub(crate) use host::{Hosts, misdirected};
 pub(crate) use server::{listen, serve};
@@ -70,7 +70,16 @@ impl Response {
     }
 }
 
-/// A queue of work that may take long: one piece at a time, so that requests take one core at most.
+/// The longest rest after a piece of work.
+const LONGEST_REST: Duration = Duration::from_secs(1);
+
+/// Returns how long a queue rests after work that took so long: work takes a quarter of a core at most,
+/// whoever asks however often, unless one piece takes longer than a third of [`LONGEST_REST`].
+fn rest(worked: Duration) -> Duration {
+    worked.saturating_mul(3).min(LONGEST_REST)
+}
+
+/// A queue of work that may take long: one piece at a time, and a [`rest`] after each.
 #[derive(Debug, Clone)]
 pub(crate) struct Queue {
     turn: Arc<Semaphore>,
@@ -91,12 +100,19 @@ impl Queue {
     async fn run(self, work: impl FnOnce() -> Response + Send + 'static) -> Response {
         let answer = timeout(self.limit, async {
             let turn = self.turn.acquire_owned().await.ok()?;
-            spawn_blocking(move || {
-                let _turn = turn;
-                work()
-            })
-            .await
-            .ok()
+            let (answer, answered) = oneshot::channel();
+            let worker = spawn_blocking(move || {
+                let begun = Instant::now();
+                // Nobody waits any more where the time limit has passed.
+                let _ = answer.send(work());
+                (turn, rest(begun.elapsed()))
+            });
+            tokio::spawn(async move {
+                if let Ok((_turn, rest)) = worker.await {
+                    sleep(rest).await;
+                }
+            });
+            answered.await.ok()
         });
         match answer.await {
             Ok(Some(response)) => response,
@@ -207,7 +223,7 @@ impl Routes {
 
 #[cfg(test)]
 mod tests {
-    use super::{Queue, Request, Response, Routes};
+    use super::{Queue, Request, Response, Routes, rest};
     use hyper::StatusCode;
     use std::sync::mpsc::channel;
     use std::sync::{Arc, Mutex};
@@ -248,6 +264,14 @@ mod tests {
         assert_eq!(ask("HEAD", "/b"), (200, "HEAD".into()));
         assert_eq!(ask("GET", "/c"), (404, "not found: use /a, /b\n".into()));
         assert_eq!(ask("POST", "/a").0, 405);
+    }
+
+    #[test]
+    fn work_is_a_quarter_of_the_time_at_most() {
+        let milliseconds = Duration::from_millis;
+        assert_eq!(rest(milliseconds(20)), milliseconds(60));
+        assert_eq!(rest(milliseconds(2_000)), milliseconds(1_000));
+        assert_eq!(rest(Duration::MAX), milliseconds(1_000));
     }
 
     #[test]
