@@ -173,3 +173,39 @@ fn the_json_has_the_documented_fields() -> Result<()> {
     );
     Ok(())
 }
+
+/// Whether the rule applies depends on the packet's mark.
+#[test]
+fn a_destination_that_a_rule_may_change_is_not_taken_for_certain() -> Result<()> {
+    let world = World::new("nonMasqueradeCIDRs: [172.16.0.0/16, 10.2.0.0/16]\n", &[])?;
+    let rule = "PREROUTING -p tcp -m mark --mark 0x1 -m tcp --dport 8080 -j DNAT --to-destination 10.1.0.20:7";
+    let node = &world.bed.node;
+    node.run(
+        &[
+            &["iptables-nft", "--wait", "60", "-t", "nat", "-A"],
+            &*rule.split(' ').collect::<Vec<_>>(),
+        ]
+        .concat(),
+    )?;
+    let asked = ["--from", "172.16.0.2", "10.2.0.17:8080"];
+    let text = world.explain(&asked)?;
+    for (line, expected) in text.lines().zip([
+        "may be redirected: 10.2.0.17:8080 → 10.1.0.20:7 sees 10.1.0.10, by eth0: masqueraded",
+        "unless it is redirected: 10.2.0.17:8080 sees the pod's 172.16.0.2, by eth0: bypassed",
+        "10.2.0.17:8080 is a service: an unknown program may replace it before netdp sees a packet",
+    ]) {
+        ensure!(line.starts_with(expected), "{expected:?}: {text}");
+    }
+    ensure!(text.contains("--mark 0x1"), "{text}");
+    for answer in world.answers(&asked)?.as_array().context("answers")? {
+        ensure!(answer["is_certain"] == false, "{answer:#}");
+    }
+    for expected in ["node", "pod"] {
+        let status = world.status(&[&asked[..], &["--expect", expected]].concat())?;
+        ensure!(status == 2, "{expected}: {status}");
+    }
+    // Another port is not the rule's.
+    let status = world.status(&["--from", "172.16.0.2", "10.2.0.17:80", "--expect", "pod"])?;
+    ensure!(status == 0, "{status}");
+    Ok(())
+}
