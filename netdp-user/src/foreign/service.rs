@@ -62,6 +62,7 @@ pub(crate) fn service(connection: &Connection<'_>) -> Option<Service> {
         .filter(|backend| *backend == Backend::Nft || has_table(family, "nat"))
         .filter_map(|backend| Iptables { family, backend }.read().ok())
         .find_map(|table| of_table(&table, connection))
+        .or_else(|| super::scan::nft_service(connection))
 }
 
 /// Finds the service in one table.
