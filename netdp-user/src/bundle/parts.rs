@@ -215,29 +215,37 @@ fn latest_refusals(log: &str) -> Vec<(String, String)> {
 
 /// Returns rules without their comments, in which others write names of services.
 fn without_comments(rules: &str) -> String {
+    const WORD: &str = "comment ";
     let mut out = String::with_capacity(rules.len());
-    for line in rules.split_inclusive('\n') {
-        let mut rest = line;
-        while let Some((before, from)) = rest.split_once("comment \"") {
-            out.push_str(before);
-            out.push_str("comment \"\"");
-            rest = from.split_once('"').map_or("\n", |(_, after)| after);
-        }
-        out.push_str(rest);
+    let mut rest = rules;
+    while let Some((before, from)) = rest.split_once(WORD) {
+        out.push_str(before);
+        out.push_str(WORD);
+        rest = match from.strip_prefix('"') {
+            Some(quoted) => after_quotes(quoted),
+            // iptables quotes only what needs it.
+            None if before.ends_with("--") => from.trim_start_matches(|c| c != ' ' && c != '\n'),
+            None => {
+                rest = from;
+                continue;
+            }
+        };
+        out.push_str("\"\"");
     }
-    // Comments without a space have no quotes.
-    let words = out.split_inclusive([' ', '\n']);
-    let mut follows = false;
-    let mut without = String::with_capacity(out.len());
-    for word in words {
-        let hides = follows && !word.starts_with('"');
-        match hides {
-            true => without.push_str("\"\" "),
-            false => without.push_str(word),
-        }
-        follows = word == "--comment ";
-    }
-    without
+    out.push_str(rest);
+    out
+}
+
+/// Returns what follows the end of a string in quotes, in which iptables escapes quotes and backslashes; it may
+/// have several lines.
+fn after_quotes(text: &str) -> &str {
+    let mut is_escaped = false;
+    let end = text.find(|c| {
+        let is_end = c == '"' && !is_escaped;
+        is_escaped = c == '\\' && !is_escaped;
+        is_end
+    });
+    end.map_or("", |end| &text[end + 1..])
 }
 
 /// Returns the names that an anonymous bundle hides.
@@ -292,9 +300,19 @@ mod tests {
     fn comments_of_rules_are_left_out() {
         let rules = "-A A -m comment --comment \"shop/cart:http cluster IP\" -j X\n\
                      -A B -m comment --comment shop/cart -j Y\n\
-                     ip saddr 10.0.0.0/8 comment \"acme\" counter\n-A C -j Z\n";
+                     -A B -m comment --comment \"a \\\"acme\\\" c\" -j Y\n\
+                     -A B -m comment --comment \"acme\\\\\" -j Y\n\
+                     -A B -m comment --comment \"two\nlines\" -j Y\n\
+                     -A B -m comment --comment \"\" -j Y\n\
+                     ip saddr 10.0.0.0/8 comment \"acme\" counter\n-A C -j Z\n\
+                     -A D -m comment --comment last\n-A E -j Z\n\
+                     ip daddr 10.0.0.0/8 comment \"never ends";
         let expected = "-A A -m comment --comment \"\" -j X\n-A B -m comment --comment \"\" -j Y\n\
-                        ip saddr 10.0.0.0/8 comment \"\" counter\n-A C -j Z\n";
+                        -A B -m comment --comment \"\" -j Y\n-A B -m comment --comment \"\" -j Y\n\
+                        -A B -m comment --comment \"\" -j Y\n-A B -m comment --comment \"\" -j Y\n\
+                        ip saddr 10.0.0.0/8 comment \"\" counter\n-A C -j Z\n\
+                        -A D -m comment --comment \"\"\n-A E -j Z\n\
+                        ip daddr 10.0.0.0/8 comment \"\"";
         assert_eq!(without_comments(rules), expected);
     }
 }

@@ -6,7 +6,7 @@ use super::output;
 use crate::codes::{self, Code};
 use crate::config::{self, ClusterCidrs, Config, Options};
 use crate::events;
-use crate::explain::answer::{self, Answer, Answers, Case, End, Node, Outcome};
+use crate::explain::answer::{self, Answer, Answers, Case, End, Given, Node, Outcome};
 use crate::explain::packet::{self, PacketBytes};
 use crate::monitor;
 use crate::pods::Names;
@@ -39,13 +39,18 @@ Examples:
   netdp explain --event '#a1f3'"
 )]
 pub(super) struct Explain {
-    /// Destination: an address or a host name, with a port (443 if none is given).
+    /// Destination: an address or a host name, with a port (443 if none is given). Several are explained one by one.
     #[arg(value_name = "DST", value_parser = End::parse,
           required_unless_present_any = ["packet", "hex", "pcap", "event"])]
-    to: Option<End>,
-    /// The pod: an address with or without a port, or namespace/pod. Without it, any pod.
+    to: Vec<End>,
+    /// The pod: an address with or without a port, or namespace/pod. Without it, any pod. May be repeated, with the
+    /// pod's address of the other family.
     #[arg(long, value_name = "POD", value_parser = End::parse)]
-    from: Option<End>,
+    from: Vec<End>,
+    /// Name and address of the Service whose endpoints the destinations are, as kubectl netdp explain finds them. May
+    /// be repeated, with the Service's address of the other family.
+    #[arg(long, value_name = "NAME=ADDR:PORT", value_parser = Given::parse, requires = "to")]
+    service: Vec<Given>,
     /// Protocol: tcp, udp, icmp, sctp or a number.
     #[arg(long, short, value_name = "PROTOCOL", default_value = "tcp",
           value_parser = answer::protocol)]
@@ -184,8 +189,9 @@ impl Explain {
         if let Some(packet) = self.given_packet()? {
             return Ok(vec![Case::of_packet(packet, names)?]);
         }
-        let to = self.to.as_ref().context("no destination")?;
-        Case::of(self.from.as_ref(), to, self.protocol, names)
+        let mut cases = Case::of(&self.from, &self.to, self.protocol, names)?;
+        Given::set(&self.service, &mut cases);
+        Ok(cases)
     }
 
     fn given_packet(&self) -> Result<Option<PacketBytes>> {

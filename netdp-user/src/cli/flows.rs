@@ -18,6 +18,7 @@ Examples:
   netdp flows --pod shop/cart-5d9 --state Established
   netdp flows --to 203.0.113.10:443 --idle '>1h' --sort bytes -n 20
   netdp flows --summary=destination -n 3
+  netdp flows --sort rate -n 10 --watch
   netdp flows --kept
   netdp flows -o jsonl > flows.jsonl")]
 pub(super) struct Flows {

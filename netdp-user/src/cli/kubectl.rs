@@ -1,11 +1,14 @@
 //! `kubectl netdp`, a plugin of kubectl: this program under the name `kubectl-netdp`.
 
+use super::explain::Explain;
 use super::output;
 use crate::fleet;
-use crate::kubectl::{self, Agent, Agents, COMPLETE_NAME, Kubectl, NAME, Where, stream_to};
+use crate::kubectl::{
+    self, Agent, Agents, Ask, COMPLETE_NAME, Found, Kubectl, NAME, Where, find_service, stream_to,
+};
 use crate::{format, time};
 use anyhow::{Result, bail};
-use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap::{Arg, Args, CommandFactory as _, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -17,6 +20,7 @@ after --.
 
 Examples:
   kubectl netdp explain -n shop deploy/cart db.example:5432
+  kubectl netdp explain -n shop deploy/cart svc/db:5432
   kubectl netdp flows -n shop cart-5d9 --summary=destination
   kubectl netdp top --node node-a
   kubectl netdp who 10.1.0.10:44216 --to 203.0.113.10:443
@@ -69,8 +73,8 @@ impl Access {
 
 #[derive(Debug, Subcommand)]
 enum PluginCommand {
-    /// Explain which source a destination sees of a pod, and why: POD and DST, with a port or without. The node resolves
-    /// names of destinations.
+    /// Explain which source a destination sees of a pod, and why: POD and DST, with a port or without. DST may be a
+    /// Service (svc/NAME, its DNS name or its address), of which each endpoint is explained; the node resolves other names.
     Explain(Remote),
     /// Show the state of netdp on a node.
     Status(Remote),
@@ -96,7 +100,7 @@ enum PluginCommand {
 /// Which agent is asked.
 #[derive(Debug, Args)]
 struct At {
-    /// Namespace of POD; the default is the context's.
+    /// Namespace of POD, and of a Service svc/NAME; the default is the context's.
     #[arg(long, short, value_name = "NAMESPACE")]
     namespace: Option<String>,
     /// Node, instead of that of a pod.
@@ -136,12 +140,12 @@ impl AgentFlags {
 
 impl At {
     /// Finds the agent; without a node, by the pod that `arguments` begin with, which is taken out.
-    /// Returns the pod's address, too.
+    /// Returns the pod, too.
     fn find(
         &self,
         kubectl: &Kubectl,
         arguments: &mut Vec<String>,
-    ) -> Result<(Agent, Option<String>)> {
+    ) -> Result<(Agent, Option<Found>)> {
         let is_pod = arguments.first().is_some_and(|word| !word.starts_with('-'));
         let target = match &self.node {
             Some(node) => Where::Node(node.clone()),
@@ -151,8 +155,7 @@ impl At {
             },
             None => Where::Only,
         };
-        let (agent, pod) = self.agents.agents().find(kubectl, &target)?;
-        Ok((agent, pod.map(|pod| pod.address.to_string())))
+        self.agents.agents().find(kubectl, &target)
     }
 }
 
@@ -176,11 +179,110 @@ impl Remote {
         let mut arguments = self.arguments;
         let (agent, pod) = self.at.find(kubectl, &mut arguments)?;
         let mut all = vec![name.to_owned()];
-        if let (Some(flag), Some(pod)) = (of_pod, pod) {
-            all.extend([flag.to_owned(), pod]);
+        let address = pod.iter().flat_map(|pod| &pod.addresses).next();
+        if let (Some(flag), Some(address)) = (of_pod, address) {
+            all.extend([flag.to_owned(), address.to_string()]);
         }
         all.extend(arguments);
         Err(kubectl.exec(&agent, &all))
+    }
+
+    /// Explains, for each endpoint if the destination is a Service; returns only if that fails.
+    fn explain(self, kubectl: &Kubectl) -> Result<ExitCode> {
+        let mut arguments = self.arguments;
+        let (agent, pod) = self.at.find(kubectl, &mut arguments)?;
+        let mut all = vec!["explain".to_owned()];
+        for address in pod.iter().flat_map(|pod| &pod.addresses) {
+            all.extend(["--from".to_owned(), address.to_string()]);
+        }
+        let asked = Asked::of(&arguments);
+        let ask = Ask {
+            namespace: self.at.namespace.as_deref(),
+            protocol: asked.protocol.as_deref(),
+            node: &agent.node,
+        };
+        for at in &asked.destinations {
+            let Some(word) = arguments.get(*at) else {
+                continue;
+            };
+            let Some(found) = find_service(kubectl, word, &ask)? else {
+                continue;
+            };
+            if asked.destinations.len() > 1 {
+                bail!("{word} is a Service: ask for it alone");
+            }
+            for note in &found.notes {
+                eprintln!("netdp: {note}");
+            }
+            for service in found.services {
+                all.extend(["--service".to_owned(), service]);
+            }
+            if let Some(protocol) = found.protocol.filter(|_| asked.protocol.is_none()) {
+                all.extend(["--protocol".to_owned(), protocol]);
+            }
+            arguments.splice(*at..=*at, found.destinations);
+            break;
+        }
+        all.extend(arguments);
+        Err(kubectl.exec(&agent, &all))
+    }
+}
+
+/// What is asked for by arguments of `netdp explain`.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Asked {
+    /// Positions of the destinations among the arguments.
+    destinations: Vec<usize>,
+    protocol: Option<String>,
+}
+
+impl Asked {
+    /// Reads the arguments as clap does, as far as they can be read.
+    fn of(arguments: &[String]) -> Self {
+        let command = Explain::augment_args(clap::Command::new("explain"));
+        let flag = |word: &str| {
+            let known = |it: &&Arg| {
+                let long = word.strip_prefix("--");
+                let short = word.strip_prefix('-').and_then(|word| word.chars().next());
+                match long {
+                    Some(long) => it.get_long() == Some(long),
+                    None => short.is_some() && it.get_short() == short,
+                }
+            };
+            command.get_arguments().find(known).map(|it| {
+                let has_value = it.get_action().takes_values() && !it.is_require_equals_set();
+                (it.get_id() == "protocol", has_value)
+            })
+        };
+        let mut asked = Self::default();
+        let mut words = arguments.iter().enumerate();
+        let mut is_rest = false;
+        while let Some((at, word)) = words.next() {
+            if is_rest || !word.starts_with('-') {
+                asked.destinations.push(at);
+            } else if word == "--" {
+                is_rest = true;
+            } else {
+                let (name, value) = match (word.split_once('='), word.get(2..)) {
+                    (Some((name, value)), _) => (name, Some(value)),
+                    (None, Some(value)) if !word.starts_with("--") && !value.is_empty() => {
+                        (word.as_str(), Some(value))
+                    }
+                    _ => (word.as_str(), None),
+                };
+                let Some((is_protocol, has_value)) = flag(name) else {
+                    continue;
+                };
+                let value = match value {
+                    None if has_value => words.next().map(|(_, value)| value.as_str()),
+                    value => value,
+                };
+                if is_protocol {
+                    asked.protocol = value.map(str::to_owned);
+                }
+            }
+        }
+        asked
     }
 }
 
@@ -287,7 +389,7 @@ impl Plugin {
                          10.2.0.17:443; or a node, with --node"
                     );
                 }
-                remote.run(&kubectl, "explain", Some("--from"))
+                remote.explain(&kubectl)
             }
             PluginCommand::Status(remote) => remote.run(&kubectl, "status", None),
             PluginCommand::Flows(remote) => remote.run(&kubectl, "flows", Some("--pod")),
@@ -308,7 +410,7 @@ impl Plugin {
 
 #[cfg(test)]
 mod tests {
-    use super::{Plugin, PluginCommand};
+    use super::{Asked, Plugin, PluginCommand};
     use clap::{CommandFactory as _, Parser as _};
 
     #[test]
@@ -328,7 +430,7 @@ mod tests {
             }
             count += 1;
         }
-        assert_eq!(count, 6);
+        assert_eq!(count, 7);
     }
 
     #[test]
@@ -355,6 +457,29 @@ mod tests {
             };
             assert_eq!(remote.at.namespace.as_deref(), namespace, "{line}");
             assert_eq!(remote.arguments.join(" "), arguments, "{line}");
+        }
+    }
+
+    #[test]
+    fn destinations_are_the_words_that_are_no_flags() {
+        for (line, destinations, protocol) in [
+            ("svc/db:80", vec![0], None),
+            ("-o json svc/db -p udp", vec![2], Some("udp")),
+            ("--protocol=17 svc/db --expect node", vec![1], Some("17")),
+            ("-pudp svc/db", vec![1], Some("udp")),
+            ("-p=udp a b", vec![1, 2], Some("udp")),
+            ("--nomasq-all-reserved-ranges a", vec![1], None),
+            ("--packet x", vec![], None),
+            ("-p tcp -- -a", vec![3], Some("tcp")),
+            ("--unknown a -p", vec![1], None),
+        ] {
+            let words: Vec<_> = line.split(' ').map(str::to_owned).collect();
+            let protocol = protocol.map(str::to_owned);
+            let expected = Asked {
+                destinations,
+                protocol,
+            };
+            assert_eq!(Asked::of(&words), expected, "{line}");
         }
     }
 }

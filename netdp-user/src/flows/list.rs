@@ -1,19 +1,24 @@
 //! The list of mappings: streamed, or sorted where all or the first of them fit into memory.
 
 use super::filter::Selector;
+use super::rates::Rates;
 use super::rows::RowWriter;
 use super::{Format, Look, Options};
 use crate::datapath::Flow;
 use crate::format::grouped;
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use netdp_common::layout::Addr;
 use std::cell::Cell;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io::Write;
+use std::time::Instant;
 
 /// The most mappings that are sorted without `-n`.
 const SORTED: usize = 100_000;
+
+/// The error if there are more.
+const TOO_MANY: &str = "more than 100,000 mappings match, which are not sorted without a limit: give -n NUMBER, or filters";
 
 /// The order of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -26,6 +31,8 @@ pub(crate) enum Sort {
     Age,
     /// Longest without a packet first.
     Idle,
+    /// Most bytes a second since the last look first, in both directions; needs --watch.
+    Rate,
 }
 
 impl Sort {
@@ -35,6 +42,7 @@ impl Sort {
             Self::Packets => "most packets first",
             Self::Age => "oldest first",
             Self::Idle => "longest idle first",
+            Self::Rate => "most bytes a second first",
         }
     }
 }
@@ -42,12 +50,30 @@ impl Sort {
 /// Key by which mappings are ordered: the lowest comes first.
 type Rank = (Reverse<u64>, [u8; 16], [u8; 16], u16, u16, u32);
 
-fn rank(sort: Option<Sort>, flow: &Flow) -> Rank {
-    let by = match sort {
+/// An order, with what it needs to know.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Order<'a> {
+    sort: Option<Sort>,
+    rates: Option<&'a Rates>,
+}
+
+impl<'a> Order<'a> {
+    pub(super) const fn new(sort: Option<Sort>, rates: Option<&'a Rates>) -> Self {
+        Self { sort, rates }
+    }
+}
+
+fn rank(order: Order<'_>, flow: &Flow) -> Rank {
+    let by = match order.sort {
         Some(Sort::Bytes) => flow.bytes(),
         Some(Sort::Packets) => flow.packets(),
         Some(Sort::Age) => u64::from(flow.age),
         Some(Sort::Idle) => u64::from(flow.idle),
+        // After a rate of 0 comes what is not known.
+        Some(Sort::Rate) => {
+            let rate = order.rates.and_then(|rates| rates.of(flow));
+            rate.map_or(0, |rate| rate.saturating_add(1))
+        }
         None => 0,
     };
     let bytes = |address: Addr| *address.octets();
@@ -87,24 +113,24 @@ impl Ord for Ranked {
 }
 
 /// The first mappings of an order, in the memory for these alone.
-pub(super) struct First {
-    sort: Option<Sort>,
+pub(super) struct First<'a> {
+    order: Order<'a>,
     limit: usize,
     /// The last one of the order on top.
     heap: BinaryHeap<Ranked>,
 }
 
-impl First {
-    pub(super) fn new(sort: Option<Sort>, limit: usize) -> Self {
+impl<'a> First<'a> {
+    pub(super) fn new(order: Order<'a>, limit: usize) -> Self {
         Self {
-            sort,
+            order,
             limit,
             heap: BinaryHeap::new(),
         }
     }
 
     pub(super) fn push(&mut self, flow: &Flow) {
-        let ranked = Ranked(rank(self.sort, flow), *flow);
+        let ranked = Ranked(rank(self.order, flow), *flow);
         if self.heap.len() < self.limit {
             self.heap.push(ranked);
         } else if let Some(mut last) = self.heap.peek_mut()
@@ -162,10 +188,14 @@ pub(super) fn heading(counts: Counts, shown: usize, options: &Options) -> String
 /// for the order that was asked for.
 pub(super) fn print(look: &Look<'_>, out: &mut dyn Write) -> Result<()> {
     let options = look.options;
-    let mut writer = RowWriter::new(options.format, look.names, out);
+    if options.sort == Some(Sort::Rate) {
+        return print_by_rate(look, out);
+    }
+    let order = Order::new(options.sort, None);
+    let mut writer = RowWriter::new(options.format, look.names, None, out);
     match options.limit {
         Some(limit) => {
-            let mut first = First::new(options.sort, limit);
+            let mut first = First::new(order, limit);
             let counts = each(look, |flow| {
                 first.push(flow);
                 Ok(())
@@ -182,9 +212,40 @@ pub(super) fn print(look: &Look<'_>, out: &mut dyn Write) -> Result<()> {
     }
 }
 
+/// Prints mappings by their rates since the last look.
+fn print_by_rate(look: &Look<'_>, out: &mut dyn Write) -> Result<()> {
+    let options = look.options;
+    ensure!(
+        options.watch.is_some(),
+        "--sort rate compares two looks: give --watch"
+    );
+    let mut past = look.past.borrow_mut();
+    past.rates.begin(Instant::now());
+    let rates = &past.rates;
+    let order = Order::new(options.sort, Some(rates));
+    let mut first = First::new(order, options.limit.unwrap_or(SORTED));
+    let mut count = 0;
+    let counts = each(look, |flow| {
+        count += 1;
+        if options.limit.is_none() && count > SORTED {
+            bail!(TOO_MANY);
+        }
+        rates.see(flow);
+        first.push(flow);
+        Ok(())
+    })?;
+    let flows = first.into_sorted();
+    let mut heading = heading(counts, flows.len(), options);
+    if rates.is_first() {
+        heading += "; rates are known from the next look on";
+    }
+    RowWriter::new(options.format, look.names, Some(rates), out).print_all(&flows, &heading)
+}
+
 /// Prints all in order, or in no order if there are too many and none was asked for.
 fn print_sorted(look: &Look<'_>, writer: &mut RowWriter<'_>) -> Result<()> {
     let options = look.options;
+    let order = Order::new(options.sort, None);
     let mut flows = Vec::new();
     let mut is_streaming = false;
     let counts = each(look, |flow| {
@@ -195,14 +256,11 @@ fn print_sorted(look: &Look<'_>, writer: &mut RowWriter<'_>) -> Result<()> {
             flows.push(*flow);
             return Ok(());
         }
-        let most = grouped(SORTED as u64);
         if options.sort.is_some() {
-            bail!(
-                "more than {most} mappings match, which are not sorted without a limit: \
-                 give -n NUMBER, or filters"
-            );
+            bail!(TOO_MANY);
         }
         is_streaming = true;
+        let most = grouped(SORTED as u64);
         let heading = format!("more than {most} mappings, not sorted; -n NUMBER sorts");
         writer.begin(&heading, &flows)?;
         for earlier in flows.drain(..) {
@@ -214,7 +272,7 @@ fn print_sorted(look: &Look<'_>, writer: &mut RowWriter<'_>) -> Result<()> {
         writer.end()?;
         return writer.note(&heading(counts, counts.matching, options));
     }
-    flows.sort_unstable_by_key(|flow| rank(options.sort, flow));
+    flows.sort_unstable_by_key(|flow| rank(order, flow));
     writer.print_all(&flows, &heading(counts, flows.len(), options))
 }
 

@@ -2,11 +2,12 @@
 //! address.
 //!
 //! [`filter`] chooses flows, [`list`] orders and [`rows`] prints them, [`summary`] adds them up,
-//! [`kept`] lists what is not translated.
+//! [`kept`] lists what is not translated, [`rates`] compares two looks.
 
 mod filter;
 mod kept;
 mod list;
+mod rates;
 mod rows;
 mod summary;
 
@@ -22,6 +23,7 @@ use crate::time::now_milliseconds;
 use anyhow::Result;
 use netdp_common::flow::TICK_SHIFT;
 use netdp_common::layout::{Addr, Tuple};
+use rates::Rates;
 use std::cell::RefCell;
 use std::io::{IsTerminal as _, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -95,6 +97,14 @@ impl<'a> Timed<'a> {
     }
 }
 
+/// What is kept of earlier looks.
+#[derive(Debug, Default)]
+struct Past {
+    /// For forecasts.
+    ports: PortsPast,
+    rates: Rates,
+}
+
 /// Inputs of all views.
 struct Look<'a> {
     maps: &'a Maps,
@@ -102,8 +112,8 @@ struct Look<'a> {
     state_dir: &'a StateDir,
     options: &'a Options,
     names: Timed<'a>,
-    /// The looks before, for forecasts.
-    past: &'a RefCell<PortsPast>,
+    /// The looks before.
+    past: &'a RefCell<Past>,
 }
 
 /// Prints flows. A closed pipe (`| head`) is not an error.
@@ -132,7 +142,7 @@ pub(crate) fn write(
 
 /// Writes flows as they are now, after other looks.
 fn write_after(
-    past: &RefCell<PortsPast>,
+    past: &RefCell<Past>,
     bpffs: &Path,
     state_dir: &StateDir,
     options: &Options,

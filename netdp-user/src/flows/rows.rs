@@ -1,5 +1,6 @@
 //! Rows of single mappings: a table, JSON, JSON lines, CSV.
 
+use super::rates::Rates;
 use super::{Format, SCHEMA, Timed, endpoint, rfc3339};
 use crate::datapath::{Flow, FlowRecord, protocol_name, seconds};
 use crate::format::{bytes, grouped};
@@ -11,7 +12,7 @@ use serde::Serialize;
 use std::io::Write;
 
 /// The heads of the table's columns.
-const COLUMNS: [&str; 12] = [
+const COLUMNS: [&str; 13] = [
     "PROTO",
     "POD",
     "DESTINATION",
@@ -24,7 +25,11 @@ const COLUMNS: [&str; 12] = [
     "BYTES OUT",
     "BYTES IN",
     "NAME",
+    "RATE",
 ];
+
+/// The head of the last column in CSV, if rates are asked for.
+const RATE: &str = "bytes_per_second";
 
 /// The heads of the columns in CSV.
 const FIELDS: &str = "protocol,source,source_id,destination,destination_id,nat_address,nat_id,state,\
@@ -66,6 +71,9 @@ struct Row<'a> {
     schema: Option<u32>,
     #[serde(flatten)]
     record: FlowRecord,
+    /// Bytes a second since the last look.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes_per_second: Option<u64>,
     /// The time at which the mapping began.
     #[serde(skip_serializing_if = "Option::is_none")]
     began_at: Option<String>,
@@ -78,16 +86,24 @@ struct Row<'a> {
 pub(super) struct RowWriter<'a> {
     format: Format,
     names: Timed<'a>,
+    /// If rates are asked for.
+    rates: Option<&'a Rates>,
     out: &'a mut dyn Write,
-    table: Table<12>,
+    table: Table<13>,
     rows: usize,
 }
 
 impl<'a> RowWriter<'a> {
-    pub(super) fn new(format: Format, names: Timed<'a>, out: &'a mut dyn Write) -> Self {
+    pub(super) fn new(
+        format: Format,
+        names: Timed<'a>,
+        rates: Option<&'a Rates>,
+        out: &'a mut dyn Write,
+    ) -> Self {
         Self {
             format,
             names,
+            rates,
             out,
             table: Table::new(COLUMNS),
             rows: 0,
@@ -113,11 +129,16 @@ impl<'a> RowWriter<'a> {
                 }
                 writeln!(self.out, "{heading}")?;
                 if !sample.is_empty() {
-                    self.table.write(self.out, &COLUMNS.map(str::to_owned))?;
+                    let mut heads = COLUMNS.map(str::to_owned);
+                    if self.rates.is_none() {
+                        heads[12].clear();
+                    }
+                    self.table.write(self.out, &heads)?;
                 }
             }
             Format::Json => write!(self.out, "{{\"schema\":{SCHEMA},\"flows\":[")?,
             Format::Jsonl => {}
+            Format::Csv if self.rates.is_some() => writeln!(self.out, "{FIELDS},{RATE}")?,
             Format::Csv => writeln!(self.out, "{FIELDS}")?,
         }
         Ok(())
@@ -165,21 +186,33 @@ impl<'a> RowWriter<'a> {
         Row {
             schema,
             record: flow.record(),
+            bytes_per_second: self.rate(flow),
             began_at: rfc3339(self.names.time(flow.age)),
             pod: self.owner(flow).map(PodRecord::new),
         }
+    }
+
+    fn rate(&self, flow: &Flow) -> Option<u64> {
+        self.rates.and_then(|rates| rates.of(flow))
     }
 
     fn owner(&self, flow: &Flow) -> Option<Owner<'a>> {
         self.names.owner(&flow.tuple, flow.age)
     }
 
-    fn cells(&self, flow: &Flow) -> [String; 12] {
+    fn cells(&self, flow: &Flow) -> [String; 13] {
         let tuple = &flow.tuple;
         let name = self
             .owner(flow)
             .map(|owner| self.names.names.describe(owner));
         let amount = |bytes_of: Option<u64>| bytes_of.map_or_else(unknown, bytes);
+        let rate = match self.rates {
+            Some(_) => {
+                let rate = self.rate(flow);
+                rate.map_or_else(unknown, |rate| format!("{}/s", bytes(rate)))
+            }
+            None => String::new(),
+        };
         [
             protocol_name(tuple.proto),
             endpoint(tuple.src, tuple.src_id),
@@ -193,6 +226,7 @@ impl<'a> RowWriter<'a> {
             amount(flow.bytes_out),
             amount(flow.bytes_in),
             name.unwrap_or_else(unknown),
+            rate,
         ]
     }
 
@@ -224,6 +258,10 @@ impl<'a> RowWriter<'a> {
             pod.and_then(|pod| pod.ended_at.clone()).unwrap_or_default(),
             pod.map(|pod| pod.disputed.to_string()).unwrap_or_default(),
         ];
+        let mut cells = cells.to_vec();
+        if self.rates.is_some() {
+            cells.push(number(row.bytes_per_second).unwrap_or_default());
+        }
         // None of these has a comma, a quote or the end of a line: names of pods are checked when
         // they are read.
         writeln!(self.out, "{}", cells.join(","))?;

@@ -1,6 +1,6 @@
 //! Orders, formats and headings, over flows that are made up.
 
-use super::list::{Counts, First, Sort, heading};
+use super::list::{Counts, First, Order, Sort, heading};
 use super::rows::RowWriter;
 use super::*;
 use crate::datapath::{Flow, FlowState, Kept, KeptReason, KeptState};
@@ -56,7 +56,7 @@ pub(super) fn timed(names: &Names) -> Timed<'_> {
 fn printed(format: Format, flows: &[Flow]) -> String {
     let names = names();
     let mut out = Vec::new();
-    let mut writer = RowWriter::new(format, timed(&names), &mut out);
+    let mut writer = RowWriter::new(format, timed(&names), None, &mut out);
     writer.print_all(flows, "the heading").unwrap();
     String::from_utf8(out).unwrap()
 }
@@ -179,7 +179,7 @@ fn the_first_of_an_order_are_those_of_sorting_all() {
         Some(Sort::Packets) => flow.packets(),
         Some(Sort::Age) => u64::from(flow.age),
         Some(Sort::Idle) => u64::from(flow.idle),
-        None => 0,
+        Some(Sort::Rate) | None => 0,
     };
     for sort in [
         None,
@@ -188,7 +188,7 @@ fn the_first_of_an_order_are_those_of_sorting_all() {
         Some(Sort::Age),
         Some(Sort::Idle),
     ] {
-        let mut first = First::new(sort, 20);
+        let mut first = First::new(Order::new(sort, None), 20);
         flows.iter().for_each(|flow| first.push(flow));
         let first = first.into_sorted();
         flows.sort_by_key(|flow| {
@@ -198,9 +198,48 @@ fn the_first_of_an_order_are_those_of_sorting_all() {
         assert_eq!(first, flows[..20], "{sort:?}");
         flows.reverse();
     }
-    let mut first = First::new(None, 20);
+    let mut first = First::new(Order::new(None, None), 20);
     first.push(&flows[0]);
     assert_eq!(first.into_sorted().len(), 1, "fewer than the limit");
+}
+
+#[test]
+fn rates_have_a_column_and_decide_the_order() {
+    let mut rates = Rates::default();
+    let begin = Instant::now();
+    rates.begin(begin);
+    let before = [flow(2, 1, 8_000), flow(2, 2, 500)];
+    before.iter().for_each(|flow| rates.see(flow));
+    rates.begin(begin + Duration::from_secs(2));
+    let now = [flow(2, 1, 8_000), flow(2, 2, 2_548), flow(2, 3, 7)];
+    let mut first = First::new(Order::new(Some(Sort::Rate), Some(&rates)), 20);
+    now.iter().for_each(|flow| first.push(flow));
+    let flows = first.into_sorted();
+    let ids: Vec<_> = flows.iter().map(|flow| flow.nat_id).collect();
+    assert_eq!(ids, [2, 1, 3]);
+    let names = names();
+    let printed = |format| {
+        let mut out = Vec::new();
+        let mut writer = RowWriter::new(format, timed(&names), Some(&rates), &mut out);
+        writer.print_all(&flows, "the heading").unwrap();
+        String::from_utf8(out).unwrap()
+    };
+    let text = printed(Format::Text);
+    let ends: Vec<_> = text
+        .lines()
+        .skip(1)
+        .map(|line| line.rsplit("  ").next().unwrap().trim())
+        .collect();
+    assert_eq!(ends, ["RATE", "1.0 KiB/s", "0 B/s", "-"], "{text}");
+    let csv = printed(Format::Csv);
+    let ends: Vec<_> = csv
+        .lines()
+        .map(|line| line.rsplit(',').next().unwrap())
+        .collect();
+    assert_eq!(ends, ["bytes_per_second", "1024", "0", ""]);
+    let json: Value = serde_json::from_str(&printed(Format::Json)).unwrap();
+    assert_eq!(json["flows"][0]["bytes_per_second"], 1024);
+    assert_eq!(json["flows"][2].get("bytes_per_second"), None);
 }
 
 #[test]

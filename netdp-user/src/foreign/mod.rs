@@ -19,6 +19,7 @@ mod redirect;
 mod rule;
 mod scan;
 mod service;
+mod service_nft;
 mod walk;
 
 #[cfg(test)]

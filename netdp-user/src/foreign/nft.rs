@@ -94,7 +94,11 @@ pub(crate) fn tables(listing: &Value) -> BTreeMap<TableName, BaseChains> {
     tables
 }
 
-fn objects<'a>(listing: &'a Value, kind: &'static str) -> impl Iterator<Item = &'a Value> {
+/// Returns the objects of a kind in a listing.
+pub(crate) fn objects<'a>(
+    listing: &'a Value,
+    kind: &'static str,
+) -> impl Iterator<Item = &'a Value> {
     let all = listing["nftables"]
         .as_array()
         .map_or(&[][..], Vec::as_slice);
@@ -117,6 +121,38 @@ pub(crate) fn devices(text: &str, chain: &str) -> Vec<String> {
     names.map(str::to_owned).collect()
 }
 
+/// Returns the sets and maps of a listing, on a node with these addresses.
+pub(crate) fn context<'a>(listing: &'a Value, local: &'a BTreeSet<IpAddr>) -> Context<'a> {
+    let named = ["set", "map"]
+        .into_iter()
+        .flat_map(|kind| objects(listing, kind));
+    let named = named.filter_map(|set| Some((format!("@{}", set["name"].as_str()?), &set["elem"])));
+    Context {
+        local,
+        named: named.collect(),
+    }
+}
+
+/// Returns the tables whose NAT chains may change the destinations of packets of a family from elsewhere, with these
+/// chains, from the output of `nft -j list chains`. Those of iptables-nft are left out.
+pub(crate) fn redirecting(listing: &Value, is_v4: bool) -> BTreeMap<TableName, Vec<String>> {
+    let mut tables: BTreeMap<_, Vec<String>> = BTreeMap::new();
+    for chain in objects(listing, "chain") {
+        let of = |key: &str| chain[key].as_str().unwrap_or_default();
+        let is_of_family = of("family") == "inet" || (of("family") == "ip") == is_v4;
+        let is_known = ["ip", "ip6", "inet"].contains(&of("family"));
+        let is_nat = of("type") == "nat" && of("hook") == "prerouting";
+        if is_known && is_of_family && is_nat && of("name") != "PREROUTING" {
+            let table = TableName {
+                family: of("family").into(),
+                name: of("table").into(),
+            };
+            tables.entry(table).or_default().push(of("name").into());
+        }
+    }
+    tables
+}
+
 /// Parses the table in `listing`, of a node with these addresses; `text` is the same table as
 /// printed by `nft -s -a list table`.
 pub(crate) fn ruleset(
@@ -134,14 +170,7 @@ pub(crate) fn ruleset(
         // Chains and sets have handles too, numbered separately.
         .filter(|(_, rule)| !rule.ends_with('{'))
         .collect();
-    let named = ["set", "map"]
-        .into_iter()
-        .flat_map(|kind| objects(listing, kind));
-    let named = named.filter_map(|set| Some((format!("@{}", set["name"].as_str()?), &set["elem"])));
-    let context = Context {
-        local,
-        named: named.collect(),
-    };
+    let context = context(listing, local);
     let mut chains: BTreeMap<String, Vec<NatRule>> = BTreeMap::new();
     for rule in objects(listing, "rule") {
         let text = rule["handle"]

@@ -162,12 +162,12 @@ pub(crate) fn net(element: &Value) -> Option<IpNet> {
 }
 
 /// Returns an element without its attributes, such as a comment.
-fn bare(element: &Value) -> &Value {
+pub(crate) fn bare(element: &Value) -> &Value {
     element.get("elem").map_or(element, |inner| &inner["val"])
 }
 
 /// Returns the elements of a set or map, named or anonymous; the value itself if it is neither.
-fn elements<'a>(value: &'a Value, context: &Context<'a>) -> Option<Vec<&'a Value>> {
+pub(crate) fn elements<'a>(value: &'a Value, context: &Context<'a>) -> Option<Vec<&'a Value>> {
     let set = match value.as_str() {
         Some(name) if name.starts_with('@') => *context.named.get(name)?,
         _ => value.get("set").unwrap_or(value),
@@ -245,7 +245,10 @@ fn matched(condition: &Value, context: &Context<'_>) -> PortSet {
 }
 
 /// Returns the key and the value of each element of a map; `None` if they are unknown.
-fn pairs<'a>(data: &'a Value, context: &Context<'a>) -> Option<Vec<(&'a Value, &'a Value)>> {
+pub(crate) fn pairs<'a>(
+    data: &'a Value,
+    context: &Context<'a>,
+) -> Option<Vec<(&'a Value, &'a Value)>> {
     let pair = |element: &'a Value| Some((element.get(0)?, element.get(1)?));
     elements(data, context)?.into_iter().map(pair).collect()
 }

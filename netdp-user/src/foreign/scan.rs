@@ -4,7 +4,10 @@ use super::assess::{Assessor, NatContext, Translator};
 use super::probe::{Packet, Probe, Probed};
 use super::redirect::{self, Redirect};
 use super::rule::{Match, Ruleset};
-use super::{Finding, FindingList, ScanResult, early_drop, iptables, nft, owner, walk};
+use super::service::{Connection, Service};
+use super::{
+    Finding, FindingList, ScanResult, early_drop, iptables, nft, owner, service_nft, walk,
+};
 use crate::iptables::{Backend, Iptables, Table, has_table};
 use crate::prefixes::PrefixSet;
 use crate::programs;
@@ -50,6 +53,17 @@ pub(crate) fn probe(context: &NatContext, packet: &Packet) -> Probed {
     found.unread = scan.result.findings.unread;
     found.no_programs = scan.result.findings.no_programs;
     found
+}
+
+/// Finds the service that a connection is addressed to, by native rules of nftables; `None` if no rule changes its
+/// destination, or they can't be read.
+pub(super) fn nft_service(connection: &Connection<'_>) -> Option<Service> {
+    let chains = nft_json(&["list", "chains"]).ok()?;
+    let tables = nft::redirecting(&chains, connection.dst.is_ipv4());
+    tables.iter().find_map(|(table, roots)| {
+        let listing = nft_json(&["list", "table", &table.family, &table.name]).ok()?;
+        service_nft::of_table(table, roots, &listing, connection)
+    })
 }
 
 /// Returns the node's addresses of the translated families.

@@ -1,6 +1,7 @@
-//! Endpoints of services: where rules of iptables that change destinations, such as kube-proxy's, send
-//! a new connection.
+//! Endpoints of services: where rules that change destinations, such as kube-proxy's, send a new
+//! connection; those of iptables.
 
+use super::assess::is_named;
 use super::owner;
 use crate::iptables::{Backend, Iptables, RuleOption, RuleOptions, Table, has_table};
 use netdp_common::layout::Family;
@@ -11,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 const MARK: &str = "KUBE-MARK-MASQ";
 
 /// Maximum depth of jumps, as in the kernel.
-const MAX_DEPTH: usize = 16;
+pub(super) const MAX_DEPTH: usize = 16;
 
 /// The first packet of a connection.
 #[derive(Debug, Clone)]
@@ -22,6 +23,8 @@ pub(crate) struct Connection<'a> {
     pub dst: SocketAddr,
     /// IP protocol number.
     pub protocol: u8,
+    /// Name of the interface by which it comes to the node; `None` if that is not known.
+    pub came_by: Option<&'a str>,
     /// Addresses of the node.
     pub local: &'a BTreeSet<IpAddr>,
 }
@@ -35,6 +38,9 @@ pub(crate) struct Service {
     pub name: Option<String>,
     /// Destinations of which each connection gets one, each once.
     pub endpoints: Vec<Endpoint>,
+    /// The first rule that decides, by what is not known of the packet, whether it gets one of them at all;
+    /// `None` if it certainly does.
+    pub doubt: Option<String>,
 }
 
 /// An endpoint of a service.
@@ -46,8 +52,8 @@ pub(crate) struct Endpoint {
     pub is_marked: bool,
 }
 
-/// Finds the service that a connection is addressed to, by the rules of both kinds of iptables; `None`
-/// if no rule changes its destination, or rules can't be read.
+/// Finds the service that a connection is addressed to, by the rules of both kinds of iptables, and native ones of
+/// nftables; `None` if no rule changes its destination, or rules can't be read.
 #[must_use]
 pub(crate) fn service(connection: &Connection<'_>) -> Option<Service> {
     let family = Family::of(connection.dst.ip());
@@ -56,6 +62,7 @@ pub(crate) fn service(connection: &Connection<'_>) -> Option<Service> {
         .filter(|backend| *backend == Backend::Nft || has_table(family, "nat"))
         .filter_map(|backend| Iptables { family, backend }.read().ok())
         .find_map(|table| of_table(&table, connection))
+        .or_else(|| super::scan::nft_service(connection))
 }
 
 /// Finds the service in one table.
@@ -67,20 +74,81 @@ fn of_table(table: &Table, connection: &Connection<'_>) -> Option<Service> {
         name: None,
         is_marked: false,
         found: None,
+        doubts: Doubts::default(),
     };
-    walk.chain("PREROUTING");
-    walk.found
+    let then = walk.chain("PREROUTING");
+    let mut found = walk.found?;
+    found.doubt = walk.doubts.of(then);
+    Some(found)
 }
 
 /// The fate of a packet after a rule or a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Then {
+pub(super) enum Then {
     /// It may meet the next rule.
     GoesOn,
     /// It certainly returns to the chain that it came from.
     Returns,
-    /// It certainly meets no more rules.
+    /// It certainly meets no more rules, and keeps its destination.
     Ends,
+    /// It certainly gets another destination.
+    Redirected,
+}
+
+/// The rules that decide by what is not known of a packet.
+#[derive(Debug, Default)]
+pub(super) struct Doubts {
+    /// The first by which it may end with its destination.
+    may_escape: Option<String>,
+    /// The first by which it may leave a chain that would change its destination.
+    may_skip: Option<String>,
+    /// The first by which it gets another destination, or may.
+    may_redirect: Option<String>,
+}
+
+impl Doubts {
+    /// Returns the fate of a chain after a rule with this fate, `None` if it is not settled yet. `may_return` is the
+    /// first rule of the chain by which the packet may have left it before.
+    pub(super) fn settle(
+        &mut self,
+        then: Then,
+        is_certain: bool,
+        may_return: &mut Option<String>,
+        rule: impl FnOnce() -> String,
+    ) -> Option<Then> {
+        match (then, is_certain) {
+            (Then::GoesOn, _) | (Then::Redirected, false) => None,
+            (Then::Returns, true) => Some(Then::Returns),
+            (Then::Returns, false) => {
+                may_return.get_or_insert_with(rule);
+                None
+            }
+            (Then::Ends, false) => {
+                self.may_escape.get_or_insert_with(rule);
+                None
+            }
+            (Then::Ends | Then::Redirected, true) => Some(match may_return.take() {
+                None => then,
+                Some(by) => {
+                    self.may_skip.get_or_insert(by);
+                    Then::Returns
+                }
+            }),
+        }
+    }
+
+    /// Notes a rule that changes the destination, if the packet gets there.
+    pub(super) fn redirect(&mut self, rule: impl FnOnce() -> String) {
+        self.may_redirect.get_or_insert_with(rule);
+    }
+
+    /// Returns the rule because of which a packet with this fate may keep its destination, if it may.
+    pub(super) fn of(self, then: Then) -> Option<String> {
+        match then {
+            Then::Redirected => self.may_escape,
+            _ => self.may_escape.or(self.may_skip).or(self.may_redirect),
+        }
+    }
 }
 
 struct Walk<'a> {
@@ -91,19 +159,21 @@ struct Walk<'a> {
     name: Option<String>,
     is_marked: bool,
     found: Option<Service>,
+    doubts: Doubts,
 }
 
 impl<'a> Walk<'a> {
     fn chain(&mut self, chain: &str) -> Then {
+        let mut may_return = None;
         for rule in self.table.rules(chain) {
             let options = RuleOptions::parse(&rule.text);
             let Some(is_certain) = self.meets(&options) else {
                 continue;
             };
-            match self.target(&rule.text, &options, is_certain) {
-                Then::GoesOn => {}
-                then if is_certain => return then,
-                Then::Returns | Then::Ends => {}
+            let then = self.target(&rule.text, &options, is_certain);
+            let text = || rule.text.clone();
+            if let Some(then) = self.doubts.settle(then, is_certain, &mut may_return, text) {
+                return then;
             }
         }
         Then::Returns
@@ -120,7 +190,8 @@ impl<'a> Walk<'a> {
             "ACCEPT" | "DROP" | "REDIRECT" | "NETMAP" => Then::Ends,
             "DNAT" => {
                 self.add(rule, options);
-                Then::Ends
+                self.doubts.redirect(|| rule.to_owned());
+                Then::Redirected
             }
             MARK => {
                 self.is_marked |= is_certain;
@@ -142,7 +213,7 @@ impl<'a> Walk<'a> {
                 self.path.pop();
                 (self.name, self.is_marked) = (named, was_marked);
                 match then {
-                    Then::Ends => Then::Ends,
+                    Then::Ends | Then::Redirected => then,
                     _ if jump.name == "-g" => Then::Returns,
                     Then::GoesOn | Then::Returns => Then::GoesOn,
                 }
@@ -162,6 +233,7 @@ impl<'a> Walk<'a> {
             owner: owner::owner(&self.path, rule),
             name: self.name.clone(),
             endpoints: Vec::new(),
+            doubt: None,
         });
         if !service.endpoints.iter().any(|known| known.to == to) {
             service.endpoints.push(Endpoint {
@@ -188,7 +260,11 @@ impl<'a> Walk<'a> {
     /// Reports whether the packet is as an option says, without its `!`; `None` if that is unknown.
     fn meets_one(&self, option: &RuleOption<'_, '_>) -> Option<bool> {
         let Connection {
-            src, dst, protocol, ..
+            src,
+            dst,
+            protocol,
+            came_by,
+            local,
         } = self.connection;
         match option.name {
             "-m" | "-j" | "-g" | "--comment" | "--to-destination" | "--random" | "--persistent" => {
@@ -198,9 +274,8 @@ impl<'a> Walk<'a> {
             "-s" => Some(option.net()?.contains(&(*src)?)),
             "-d" => Some(option.net()?.contains(&dst.ip())),
             "--dport" | "--dports" => Some(has_port(option.value(), dst.port())?),
-            "--dst-type" if option.value() == "LOCAL" => {
-                Some(self.connection.local.contains(&dst.ip()))
-            }
+            "--dst-type" if option.value() == "LOCAL" => Some(local.contains(&dst.ip())),
+            "-i" => Some(is_named((*came_by)?, option.value())),
             _ => None,
         }
     }
@@ -262,15 +337,20 @@ mod tests {
 COMMIT
 ";
 
-    fn service(src: Option<&str>, dst: &str) -> Option<Service> {
+    fn service_by(table: &str, src: Option<&str>, dst: &str) -> Option<Service> {
         let local: BTreeSet<_> = ["10.1.0.10".parse().unwrap()].into();
         let connection = Connection {
             src: src.map(|src| src.parse().unwrap()),
             dst: dst.parse().unwrap(),
             protocol: 6,
+            came_by: Some("cni0"),
             local: &local,
         };
-        of_table(&Table::parse(TABLE), &connection)
+        of_table(&Table::parse(table), &connection)
+    }
+
+    fn service(src: Option<&str>, dst: &str) -> Option<Service> {
+        service_by(TABLE, src, dst)
     }
 
     fn endpoints(src: Option<&str>, dst: &str) -> Vec<String> {
@@ -312,5 +392,33 @@ COMMIT
             endpoints(Some("172.16.0.2"), "10.1.0.10:8080"),
             ["172.16.0.7:80"]
         );
+    }
+
+    #[test]
+    fn a_rule_that_may_not_apply_leaves_a_doubt() {
+        let doubt = |rules: &str| {
+            let table = format!("*nat\n:PREROUTING ACCEPT [0:0]\n{rules}COMMIT\n");
+            let found = service_by(&table, None, "10.1.0.10:8080");
+            found.unwrap().doubt
+        };
+        let to = "-j DNAT --to-destination 172.16.0.7:80";
+        let all = format!("-A PREROUTING -p tcp -m tcp --dport 8080 {to}\n");
+        assert_eq!(doubt(&all), None);
+        // As Docker writes it: pods don't come by its bridge.
+        assert_eq!(
+            doubt(&format!("-A PREROUTING ! -i docker0 -p tcp {to}\n")),
+            None
+        );
+        let some = "-p tcp -m mark --mark 0x1 -j DNAT --to-destination 172.16.0.7:80";
+        let doubted = doubt(&format!("-A PREROUTING {some}\n"));
+        assert_eq!(doubted.as_deref(), Some(some));
+        // It gets one of two.
+        let both = format!("-A PREROUTING {some}\n{all}");
+        assert_eq!(doubt(&both), None);
+        // It may return before.
+        let exempt = "-m mark --mark 0x1 -j RETURN";
+        let doubted = doubt(&format!("-A PREROUTING {exempt}\n{all}"));
+        assert_eq!(doubted.as_deref(), Some(exempt));
+        assert_eq!(service(None, "10.96.0.12:80").unwrap().doubt, None);
     }
 }

@@ -45,7 +45,8 @@ pub(crate) struct Agent {
 pub(crate) struct Found {
     /// Namespace and name.
     pub(crate) name: String,
-    pub(crate) address: IpAddr,
+    /// Its addresses, the first one of the family that the cluster prefers.
+    pub(crate) addresses: Vec<IpAddr>,
     pub(crate) node: String,
 }
 
@@ -177,9 +178,13 @@ fn pod(kubectl: &Kubectl, namespace: Option<&str>, name: &str) -> Result<Found> 
 fn found(pod: &Pod) -> Option<Found> {
     let status = pod.status.as_ref().filter(|_| is_running(pod))?;
     let namespace = pod.metadata.namespace.as_deref()?;
+    let first = status.pod_ip.as_ref()?.parse().ok()?;
+    let all = status.pod_ips.iter().flatten();
+    let others = all.filter_map(|it| it.ip.parse().ok());
+    let others = others.filter(|it: &IpAddr| *it != first);
     Some(Found {
         name: format!("{namespace}/{}", pod.metadata.name.as_deref()?),
-        address: status.pod_ip.as_ref()?.parse().ok()?,
+        addresses: std::iter::once(first).chain(others).collect(),
         node: pod.spec.as_ref()?.node_name.clone()?,
     })
 }
@@ -248,6 +253,7 @@ fn expression(it: &LabelSelectorRequirement) -> Result<String> {
 mod tests {
     use super::{found, selector};
     use serde_json::{Value, json};
+    use std::net::IpAddr;
 
     #[test]
     fn workloads_and_services_select_their_pods() {
@@ -307,13 +313,19 @@ mod tests {
             serde_json::from_value(json!({
                 "metadata": {"name": "cart-5d9", "namespace": "shop"},
                 "spec": {"nodeName": "node-a", "containers": []},
-                "status": {"phase": phase, "podIP": "172.16.0.2"},
+                "status": {
+                    "phase": phase,
+                    "podIP": "172.16.0.2",
+                    "podIPs": [{"ip": "172.16.0.2"}, {"ip": "fd00:172::2"}],
+                },
             }))
             .unwrap()
         };
         let running = found(&pod("Running")).unwrap();
         assert_eq!(running.name, "shop/cart-5d9");
         assert_eq!(running.node, "node-a");
+        let addresses = ["172.16.0.2", "fd00:172::2"].map(|it| it.parse::<IpAddr>().unwrap());
+        assert_eq!(running.addresses, addresses);
         assert_eq!(found(&pod("Pending")), None);
     }
 }

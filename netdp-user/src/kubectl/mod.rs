@@ -2,14 +2,17 @@
 //! the agents' pods by `kubectl exec`, with the rights of whoever calls.
 
 mod complete;
+mod destination;
 mod find;
 mod owners;
 mod run;
+mod service;
 
 pub(crate) use complete::complete;
-pub(crate) use find::{Agent, Agents, List, Where};
+pub(crate) use find::{Agent, Agents, Found, List, Where};
 pub(crate) use owners::{address, ask};
 pub(crate) use run::{Kubectl, stream_to};
+pub(crate) use service::{Ask, find as find_service};
 
 /// Name under which kubectl finds the program as its plugin.
 pub(crate) const NAME: &str = "kubectl-netdp";

@@ -138,7 +138,7 @@ pub(super) fn answers(place: &Place, query: &Query) -> Result<Answers, Problem> 
         return Err(wrong(problem));
     }
     let names = place.names();
-    let cases = Case::of(from.as_ref(), &to, protocol, &names);
+    let cases = Case::of(from.as_slice(), std::slice::from_ref(&to), protocol, &names);
     let cases = cases.map_err(|err| wrong(format!("{err:#}")))?;
     let node = Node::open(&place.bpffs, &place.state_dir, None, &names);
     let mut node = node.map_err(failed)?;

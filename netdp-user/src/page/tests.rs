@@ -199,7 +199,7 @@ fn the_first_sentence_says_what_is_in_force() {
 fn a_form_remembers_what_was_asked() {
     let to = End::parse("10.2.0.17:443").unwrap();
     let names = crate::pods::Names::of([], 0);
-    assert_eq!(Case::of(None, &to, 17, &names).unwrap().len(), 1);
+    assert_eq!(Case::of(&[], &[to], 17, &names).unwrap().len(), 1);
     let asked = Asked {
         node: "node-a".into(),
         from: "shop/cart",

@@ -173,6 +173,8 @@ pub struct Route {
     /// Preferred source address. `None` for routes that the kernel creates for an address: these
     /// say no more than the address does.
     pub prefsrc: Option<IpAddr>,
+    /// True if a routing rule leads to its table: else no packet takes it, until there is one.
+    pub is_led_to: bool,
 }
 
 impl Route {

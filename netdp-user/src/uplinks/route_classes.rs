@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::masters::top;
-use super::model::{Link, LinkLayer, Snapshot};
+use super::model::{Link, LinkLayer, Route, Snapshot};
 use crate::config::Masqueraded;
 
 /// Classification of links by their routes; links are given by index.
@@ -35,15 +35,16 @@ struct RouteSummary {
     routers: bool,
 }
 
-/// Classifies links by the routes of all tables.
+/// Classifies links by the routes of all tables, as far as these routes count.
 pub(super) fn classify_routes(
     snapshot: &Snapshot,
     masqueraded: &Masqueraded,
     enable_ipv6: bool,
+    counts: impl Fn(&Route) -> bool,
 ) -> RouteClasses {
     let routers = routers(snapshot);
     let mut summaries: BTreeMap<u32, RouteSummary> = BTreeMap::new();
-    for route in &snapshot.routes {
+    for route in snapshot.routes.iter().filter(|route| counts(route)) {
         let net = route.destination;
         if matches!(net, IpNet::V6(_)) && !enable_ipv6 || !masqueraded.touches(&net) {
             continue;

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use super::address::{source_v4, source_v6};
 use super::macs::{Mac, macs};
 use super::masters::{masters, top};
-use super::model::{Link, Snapshot};
+use super::model::{Link, Route, Snapshot};
 use super::observed::observed;
 use super::route_classes::{RouteClasses, classify_routes};
 use super::selection::{Patterns, Selection};
@@ -56,7 +56,16 @@ pub(crate) struct Selected {
 pub(crate) fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
     let mut unmatched = Vec::new();
     let mut left_out = Vec::new();
-    let classes = classify_routes(snapshot, &selection.masqueraded, selection.enable_ipv6);
+    let classify = |counts: fn(&Route) -> bool| {
+        classify_routes(
+            snapshot,
+            &selection.masqueraded,
+            selection.enable_ipv6,
+            counts,
+        )
+    };
+    // A rule may lead to a table at any time: programs are there already.
+    let classes = classify(|_| true);
     let mut chosen = if selection.patterns.is_empty() {
         by_role(snapshot, selection, &classes)
     } else {
@@ -77,7 +86,13 @@ pub(crate) fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
     uplinks.sort_by_key(|uplink| uplink.ifindex);
     let sources = sources(snapshot, selection, &uplinks);
     mark_only_sources(&mut uplinks, &sources);
-    let leaks = leaks(snapshot, selection, &classes, &uplinks);
+    let leaks = match snapshot.routes.iter().all(|route| route.is_led_to) {
+        true => leaks(snapshot, selection, &classes, &uplinks),
+        false => {
+            let taken = classify(|route| route.is_led_to);
+            leaks(snapshot, selection, &taken, &uplinks)
+        }
+    };
     let guests = (classes
         .guests
         .iter()
@@ -104,7 +119,8 @@ pub(crate) fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
     }
 }
 
-/// Returns the links that lead to masqueraded destinations although nothing translates there.
+/// Returns the links that lead to masqueraded destinations although nothing translates there, by the classes of the
+/// routes that packets take.
 fn leaks(
     snapshot: &Snapshot,
     selection: &Selection,

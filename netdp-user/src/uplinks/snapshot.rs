@@ -1,5 +1,6 @@
 //! Snapshots of links, addresses and routes, read from netlink.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result};
@@ -9,12 +10,14 @@ use netdp_common::layout::Family;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
-    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached,
+    InfoData, InfoVrf, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
+    XdpAttached,
 };
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType, RouteVia,
 };
-use rtnetlink::{Handle, RouteMessageBuilder};
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute};
+use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 
 use super::model::{AddrFlags, DefaultRoute, Link, LinkAddr, LinkLayer, Route, Snapshot};
 use super::tunnel::{self, Tunnel};
@@ -39,7 +42,9 @@ pub(crate) async fn snapshot(handle: &Handle) -> Result<Snapshot> {
     let mut default_routes = Vec::new();
     let mut all = Vec::new();
     let mut any_ip = Vec::new();
+    let vrfs: BTreeSet<u32> = links.iter().filter_map(vrf_table).collect();
     for (family, request) in [(Family::V4, v4), (Family::V6, v6)] {
+        let led_to = led_to(handle, family, &vrfs).await?;
         let mut routes = handle.route().get(request).execute();
         while let Some(route) = routes
             .try_next()
@@ -79,6 +84,7 @@ pub(crate) async fn snapshot(handle: &Handle) -> Result<Snapshot> {
                     RouteProtocol::Kernel => None,
                     _ => hop.prefsrc,
                 },
+                is_led_to: led_to.as_ref().is_none_or(|tables| tables.contains(&table)),
             }));
             if destination.prefix_len() == 0 && table == u32::from(libc::RT_TABLE_MAIN) {
                 default_routes.extend(hops);
@@ -206,6 +212,62 @@ fn addr(message: &AddressMessage) -> Option<LinkAddr> {
             tentative: has(AddressHeaderFlags::Tentative),
             dadfailed: has(AddressHeaderFlags::Dadfailed),
         },
+    })
+}
+
+/// Returns the tables to which rules lead, with those of VRF devices if a rule leads to them; `None` if the kernel
+/// has no rules, in which case there are only the tables that every packet is looked up in.
+async fn led_to(
+    handle: &Handle,
+    family: Family,
+    vrfs: &BTreeSet<u32>,
+) -> Result<Option<BTreeSet<u32>>> {
+    let (version, expected) = match family {
+        Family::V4 => (IpVersion::V4, AddressFamily::Inet),
+        Family::V6 => (IpVersion::V6, AddressFamily::Inet6),
+    };
+    let mut rules = handle.rule().get(version).execute();
+    let mut tables = BTreeSet::new();
+    let mut has_rules = false;
+    while let Some(rule) = rules
+        .try_next()
+        .await
+        .with_context(|| format!("listing the {family:?} routing rules over netlink"))?
+    {
+        // A kernel without rules of this family may return those of others.
+        if rule.header.family != expected {
+            continue;
+        }
+        has_rules = true;
+        if rule.header.action != RuleAction::ToTable {
+            continue;
+        }
+        let mut table = u32::from(rule.header.table);
+        for attribute in &rule.attributes {
+            match attribute {
+                RuleAttribute::Table(number) => table = *number,
+                RuleAttribute::L3MDev(true) => tables.extend(vrfs),
+                _ => {}
+            }
+        }
+        tables.insert(table);
+    }
+    Ok(has_rules.then_some(tables))
+}
+
+/// Returns the table of a VRF device.
+pub(super) fn vrf_table(message: &LinkMessage) -> Option<u32> {
+    let infos = message.attributes.iter().filter_map(|it| match it {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    let mut data = infos.flatten().filter_map(|info| match info {
+        LinkInfo::Data(InfoData::Vrf(data)) => Some(data),
+        _ => None,
+    });
+    data.next()?.iter().find_map(|it| match it {
+        InfoVrf::TableId(table) => Some(*table),
+        _ => None,
     })
 }
 

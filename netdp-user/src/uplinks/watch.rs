@@ -27,9 +27,9 @@ const DEBOUNCE: Duration = Duration::from_millis(20);
 /// each time.
 pub(super) const PAUSES: (Duration, Duration) = (DEBOUNCE, Duration::from_millis(500));
 
-/// RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR and _IPV6_ROUTE
+/// RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE and _IPV6_RULE
 /// (include/uapi/linux/rtnetlink.h) as bits: groups count from 1.
-const GROUPS: u32 = 1 | 1 << 4 | 1 << 6 | 1 << 8 | 1 << 10;
+const GROUPS: u32 = 1 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 18;
 
 /// Watches links, addresses and routes of one network namespace.
 ///
@@ -255,6 +255,7 @@ pub(super) fn needs_snapshot(mut datagram: &[u8], filter: &RouteFilter) -> bool 
         let length = length as usize;
         let matters = match kind {
             libc::RTM_NEWLINK | libc::RTM_DELLINK | libc::RTM_NEWADDR | libc::RTM_DELADDR => true,
+            libc::RTM_NEWRULE | libc::RTM_DELRULE => true,
             libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
                 let end = length.clamp(HEADER, datagram.len());
                 datagram

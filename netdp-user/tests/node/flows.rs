@@ -143,6 +143,48 @@ fn a_list_is_printed_again_with_what_has_changed() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn the_busiest_flows_are_those_since_the_last_look() -> Result<()> {
+    let world = World::start()?;
+    let _echo = Echo::start(&world.far)?;
+    let to = v4(&world)?;
+    let mut flow = Tcp::connect(world.pod(0), from_port(40_001, to), to)?;
+    flow.ask()?;
+    let mut once = world.agent.command(&["flows", "--sort", "rate"]);
+    let output = once.output()?;
+    let told = String::from_utf8(output.stderr)?;
+    ensure!(output.status.code() == Some(2), "{}", output.status);
+    ensure!(
+        told.contains("--sort rate compares two looks: give --watch"),
+        "{told}"
+    );
+    let arguments = ["flows", "--watch=1", "--sort", "rate", "-o", "jsonl"];
+    let list = Running::start(world.agent.command(&arguments))?;
+    let rates = || {
+        let text = list.stdout();
+        let lines = text
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines
+            .map(|line| line["bytes_per_second"].as_u64())
+            .collect::<Vec<_>>()
+    };
+    wait_for(SOON, "a look without packets", || {
+        rates().contains(&Some(0))
+    })
+    .with_context(|| list.written())?;
+    ensure!(
+        rates()[0].is_none(),
+        "the first look has no rate: {:?}",
+        rates()
+    );
+    flow.ask()?;
+    wait_for(SOON, "a look with packets", || {
+        rates().iter().flatten().any(|rate| *rate > 0)
+    })
+    .with_context(|| list.written())
+}
+
 /// Waits for the datapath's clock, whose ticks have 2^26 ns: what is done next has a later tick than
 /// what was done before.
 pub fn next_ticks() -> Result<()> {

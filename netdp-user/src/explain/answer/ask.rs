@@ -14,6 +14,13 @@ pub(crate) const ANY_PORT: u16 = 50_000;
 /// The destination's port where none was given.
 const DEFAULT_PORT: u16 = 443;
 
+/// How destinations begin that name a Service of Kubernetes, after which `NAMESPACE/NAME` or `NAME` follows.
+pub(crate) const KINDS: [&str; 3] = ["svc/", "service/", "services/"];
+
+/// What to do about the name of a Service.
+const BY_KUBECTL: &str = "Services are looked up by `kubectl netdp explain`; here, give the Service's address or those of its \
+     endpoints";
+
 /// An end of a flow on the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct End {
@@ -68,8 +75,16 @@ impl End {
         if let Ok(address) = self.name.parse() {
             return Ok(vec![address]);
         }
-        let found = (self.name.as_str(), 0).to_socket_addrs();
-        let found = found.with_context(|| format!("resolving {}", self.name))?;
+        let name = self.name.as_str();
+        ensure!(
+            !KINDS.iter().any(|kind| name.starts_with(kind)),
+            "{name}: {BY_KUBECTL}"
+        );
+        let found = (name, 0).to_socket_addrs();
+        let found = found.with_context(|| match name.split('.').nth(2) {
+            Some("svc") => format!("resolving {name}: {BY_KUBECTL}"),
+            _ => format!("resolving {name}"),
+        })?;
         let mut addresses: Vec<IpAddr> = Vec::new();
         for end in found {
             if !addresses.contains(&end.ip()) {
@@ -105,47 +120,53 @@ pub(crate) struct Case {
 }
 
 impl Case {
-    /// Returns the cases that the ends stand for: one for each address of the destination.
+    /// Returns the cases that the ends stand for: one for each address of each destination. `from` has the addresses
+    /// of one pod, or is empty for any pod.
     ///
     /// # Errors
     /// Returns an error if a name can't be resolved, or no address of the destination is of the
     /// family of the source.
     pub(crate) fn of(
-        from: Option<&End>,
-        to: &End,
+        from: &[End],
+        to: &[End],
         protocol: u8,
         names: &dyn PodNames,
     ) -> Result<Vec<Self>> {
-        let mut sources = Vec::new();
+        let mut sources: Vec<(IpAddr, &End)> = Vec::new();
         let mut pod = None;
-        if let Some(from) = from {
-            sources = match from.name.parse() {
-                Ok(address) => vec![address],
-                Err(_) => {
-                    pod = Some(from.name.clone());
-                    names.addresses_of(&from.name)?
-                }
-            };
+        for from in from {
+            if let Ok(address) = from.name.parse() {
+                sources.push((address, from));
+                continue;
+            }
+            pod = Some(from.name.clone());
+            let all = names.addresses_of(&from.name)?;
+            sources.extend(all.into_iter().map(|address| (address, from)));
         }
         let has_ports = has_ports(protocol);
         let mut cases = Vec::new();
-        for dst in to.addresses()? {
-            let same = |src: &&IpAddr| src.is_ipv4() == dst.is_ipv4();
-            let src = sources.iter().find(same).copied();
-            if from.is_some() && src.is_none() {
+        let mut ends = Vec::new();
+        for to in to {
+            let addresses = to.addresses()?;
+            ends.extend(addresses.into_iter().map(|address| (address, to.port)));
+        }
+        for (dst, port) in ends {
+            let same = |(src, _): &&(IpAddr, &End)| src.is_ipv4() == dst.is_ipv4();
+            let (src, end) = sources.iter().find(same).copied().unzip();
+            if !from.is_empty() && src.is_none() {
                 continue;
             }
             cases.push(Self {
                 src,
                 pod: pod.clone().or_else(|| names.name_of(src?)),
-                src_port: from.and_then(|from| from.port).filter(|_| has_ports),
+                src_port: end.and_then(|end| end.port).filter(|_| has_ports),
                 dst,
-                dst_port: match to.port {
+                dst_port: match port {
                     _ if !has_ports => 0,
                     Some(port) => port,
                     None => DEFAULT_PORT,
                 },
-                is_port_assumed: has_ports && to.port.is_none(),
+                is_port_assumed: has_ports && port.is_none(),
                 protocol: match (protocol, dst) {
                     (1 | 58, IpAddr::V4(_)) => 1,
                     (1 | 58, IpAddr::V6(_)) => 58,
@@ -158,8 +179,8 @@ impl Case {
         ensure!(
             !cases.is_empty(),
             "{} has no address of the family of {}",
-            to.name,
-            from.map_or("", |from| &from.name)
+            to.first().map_or("", |to| &to.name),
+            from.first().map_or("", |from| &from.name)
         );
         Ok(cases)
     }
@@ -308,19 +329,37 @@ mod tests {
     fn ends_of_two_families_have_no_case() {
         let end = |text| End::parse(text).unwrap();
         let from = end("172.16.0.2:40000");
-        let of = |to| Case::of(Some(&from), &end(to), 6, &Names::default());
+        let from = [from];
+        let of = |to| Case::of(&from, &[end(to)], 6, &Names::default());
         assert!(of("[fd00::1]:443").is_err());
+        for service in ["svc/db:80", "service/shop/db"] {
+            let told = of(service).unwrap_err().to_string();
+            assert!(told.contains("kubectl netdp explain"), "{told}");
+        }
         let cases = of("10.2.0.17").unwrap();
         let [case] = cases.as_slice() else {
             panic!("{cases:?}")
         };
         assert_eq!(case.to(), "10.2.0.17:443");
         assert!(case.is_port_assumed);
-        let ping = Case::of(None, &end("fd00::1"), 1, &Names::default()).unwrap();
+        // Of several, those of the family are explained.
+        let mixed = [end("fd00::1"), end("10.2.0.18")];
+        let cases = Case::of(&from, &mixed, 6, &Names::default()).unwrap();
+        assert_eq!(
+            (cases.len(), cases[0].to()),
+            (1, "10.2.0.18:443".to_owned())
+        );
+        let both = [end("172.16.0.2:40000"), end("fd00:172::2")];
+        let v6 = Case::of(&both, &[end("fd00::1")], 6, &Names::default()).unwrap();
+        assert_eq!(
+            (v6[0].src, v6[0].src_port),
+            ("fd00:172::2".parse().ok(), None)
+        );
+        let ping = Case::of(&[], &[end("fd00::1")], 1, &Names::default()).unwrap();
         assert_eq!((ping[0].protocol, ping[0].to()), (58, "fd00::1".to_owned()));
         let by_name = Case::of(
-            Some(&end("shop/cart")),
-            &end("10.2.0.17"),
+            &[end("shop/cart")],
+            &[end("10.2.0.17")],
             6,
             &Names::default(),
         );

@@ -12,10 +12,11 @@ mod service;
 mod steps;
 mod text;
 
-pub(crate) use ask::{Case, End, protocol};
+pub(crate) use ask::{Case, End, KINDS, protocol};
 pub(crate) use headline::drop_in_words;
 pub(crate) use model::{Answer, Answers, Detail, Outcome, Step};
 pub(crate) use node::Node;
+pub(crate) use service::Given;
 
 use super::{At, Explained, Verdict, Why};
 use crate::datapath::{name_of, protocol_name};
@@ -98,9 +99,11 @@ impl Facts<'_> {
 /// # Errors
 /// Returns the errors of [`explain`].
 pub(crate) fn explain_all(node: &mut Node<'_>, cases: &[Case]) -> Result<Vec<Answer>> {
-    let cases: Vec<Case> = (cases.iter())
-        .flat_map(|case| service::expand(node, case))
-        .collect();
+    let mut expanded = Vec::new();
+    for case in cases {
+        expanded.extend(service::expand(node, case));
+    }
+    let cases = expanded;
     let mut answers = Vec::new();
     for case in &cases {
         if case.src.is_none() && node.any_pod(case.dst.is_ipv4())?.is_none() {
@@ -215,7 +218,8 @@ fn explain(node: &mut Node<'_>, case: &Case) -> Result<(Answer, BTreeSet<IpAddr>
     }
     let from = endpoint(src, case.src_port);
     let (mut headline, outcome, codes) = headline::of(node, &facts);
-    if let Some(via) = &case.service {
+    let via = case.service.as_ref();
+    if let Some(via) = via {
         headline.insert_str(0, &via.headline());
     }
     let (seen_as, seen_port) = seen(&facts, outcome);
@@ -223,7 +227,9 @@ fn explain(node: &mut Node<'_>, case: &Case) -> Result<(Answer, BTreeSet<IpAddr>
     let answer = Answer {
         headline,
         outcome,
-        is_certain: !facts.may_be_translated() && facts.knows_netfilter(),
+        is_certain: !facts.may_be_translated()
+            && facts.knows_netfilter()
+            && via.is_none_or(service::Via::is_certain),
         codes,
         from,
         pod: case.pod.clone(),
@@ -231,6 +237,8 @@ fn explain(node: &mut Node<'_>, case: &Case) -> Result<(Answer, BTreeSet<IpAddr>
         any_pod: case.src.is_none(),
         came_by: name_of(came_by),
         to: case.to(),
+        asked_for: via.and_then(service::Via::replaced),
+        service: via.and_then(service::Via::line),
         protocol: protocol_name(case.protocol.into()),
         seen_as,
         seen_port,

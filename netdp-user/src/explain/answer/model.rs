@@ -100,6 +100,12 @@ pub(crate) struct Answer {
     pub(crate) came_by: Option<String>,
     /// Destination, with its port.
     pub(crate) to: String,
+    /// Destination as the pod asks for it, if a service's proxy replaces it, or may.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) asked_for: Option<String>,
+    /// The line that says so.
+    #[serde(skip)]
+    pub(crate) service: Option<String>,
     /// IP protocol, by name or number.
     pub(crate) protocol: String,
     /// Source that the destination sees; absent if no packet reaches it.

@@ -5,6 +5,7 @@ use crate::cli::output::table;
 use crate::codes::Code;
 use crate::terminal;
 use anyhow::Result;
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 impl Answers {
@@ -28,6 +29,13 @@ impl Answers {
             };
             let line = format!("{whose}{}", answer.first_line());
             writeln!(out, "{}", terminal::line(&line))?;
+        }
+        let services: BTreeSet<_> = answers
+            .iter()
+            .filter_map(|it| it.service.as_ref())
+            .collect();
+        for line in services {
+            writeln!(out, "{}", terminal::line(line))?;
         }
         if !self.agent_running {
             writeln!(

@@ -46,7 +46,7 @@ pub(super) fn print(look: &Look<'_>, by: By, out: &mut dyn Write) -> Result<()> 
         options.format != Format::Csv,
         "--summary has no CSV; give -o jsonl"
     );
-    if let Some(Sort::Age | Sort::Idle) = options.sort {
+    if let Some(Sort::Age | Sort::Idle | Sort::Rate) = options.sort {
         bail!("--summary sorts by mappings, or with --sort by bytes or packets");
     }
     let begin = Instant::now();
@@ -76,7 +76,7 @@ pub(super) fn print(look: &Look<'_>, by: By, out: &mut dyn Write) -> Result<()> 
         .map(|uplink| (uplink.ifindex, uplink.name))
         .collect();
     let rows = sums.rows(options.sort);
-    let mut past = look.past.borrow_mut();
+    let past = &mut look.past.borrow_mut().ports;
     if ports.is_some() {
         let used = rows.iter().take(FORECAST).filter_map(Row::used);
         past.add_used(begin, used);
@@ -90,7 +90,7 @@ pub(super) fn print(look: &Look<'_>, by: By, out: &mut dyn Write) -> Result<()> 
         is_filtered: !filter.is_empty(),
         took: begin.elapsed(),
         ports,
-        past: &past,
+        past,
         uplinks: names,
         names: look.names,
     };

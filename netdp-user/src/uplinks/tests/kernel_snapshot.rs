@@ -4,11 +4,15 @@ use std::net::IpAddr;
 use std::process::Command;
 
 use netdp_common::layout::Family;
+use rtnetlink::packet_route::link::{
+    InfoData, InfoKind, InfoVrf, LinkAttribute, LinkInfo, LinkMessage,
+};
 
 use super::super::model::AddressScope;
+use super::super::snapshot::vrf_table;
 use super::super::{LinkLayer, Monitor, Patterns, Selection, local_addresses, select};
 use super::names;
-use super::netns::{NODE, in_namespace, ip, running, until};
+use super::netns::{NODE, in_namespace, ip, ip6, running, until};
 
 #[test]
 fn a_snapshot_shows_links_addresses_and_default_routes() {
@@ -108,6 +112,50 @@ fn a_snapshot_shows_links_addresses_and_default_routes() {
         ];
         assert_eq!(local, wanted);
     });
+}
+
+#[test]
+fn routes_are_led_to_by_rules_of_their_family() {
+    in_namespace(|| async {
+        let monitor = Monitor::new().await.unwrap();
+        ip(NODE);
+        ip("route add 198.51.100.0/24 dev up0
+            route add 198.51.101.0/24 dev up0 table 100
+            route add 198.51.102.0/24 dev up0 table 70000
+            route add 2001:db8:100::/48 dev up0
+            route add 2001:db8:101::/48 dev up0 table 100
+            route add 2001:db8:102::/48 dev up0 table 70000
+            rule add from 172.16.0.9 lookup 100");
+        ip6("rule add from fd00:172::9 fwmark 1 lookup 70000");
+        let snapshot = monitor.snapshot().await.unwrap();
+        let led_to = |destination: &str| {
+            let destination = destination.parse().unwrap();
+            let mut routes = snapshot.routes.iter();
+            let found = routes.find(|route| route.destination == destination);
+            found.unwrap().is_led_to
+        };
+        for (destination, expected) in [
+            ("198.51.100.0/24", true),
+            ("198.51.101.0/24", true),
+            ("198.51.102.0/24", false),
+            ("2001:db8:100::/48", true),
+            ("2001:db8:101::/48", false),
+            ("2001:db8:102::/48", true),
+        ] {
+            assert_eq!(led_to(destination), expected, "{destination}");
+        }
+    });
+}
+
+/// A rule for VRFs leads to all their tables.
+#[test]
+fn the_table_of_a_vrf_device_is_known() {
+    let mut message = LinkMessage::default();
+    assert_eq!(vrf_table(&message), None);
+    let data = InfoData::Vrf(vec![InfoVrf::TableId(1000)]);
+    let infos = vec![LinkInfo::Kind(InfoKind::Vrf), LinkInfo::Data(data)];
+    message.attributes.push(LinkAttribute::LinkInfo(infos));
+    assert_eq!(vrf_table(&message), Some(1000));
 }
 
 #[test]

@@ -5,7 +5,15 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use super::super::{Monitor, Snapshot};
-use super::netns::{NODE, expect_change, has_addr, in_namespace, ip, running, settle, until};
+use super::netns::{NODE, expect_change, has_addr, in_namespace, ip, ip6, running, settle, until};
+
+/// Returns whether a rule leads to the table of the route to a destination.
+fn led_to(snapshot: &Snapshot, destination: &str) -> Option<bool> {
+    let destination = destination.parse().unwrap();
+    let mut routes = snapshot.routes.iter();
+    let found = routes.find(|route| route.destination == destination);
+    found.map(|route| route.is_led_to)
+}
 
 #[test]
 fn every_kind_of_change_is_reported() {
@@ -20,7 +28,7 @@ fn every_kind_of_change_is_reported() {
         .await;
 
         type Wanted = fn(&Snapshot) -> bool;
-        let changes: [(&str, Wanted); 11] = [
+        let changes: [(&str, Wanted); 14] = [
             ("addr add 192.0.2.77/24 dev up0", |s| {
                 has_addr(s, "192.0.2.77")
             }),
@@ -43,6 +51,15 @@ fn every_kind_of_change_is_reported() {
             ("route add ::/0 via 2001:db8::1", |s| {
                 s.default_routes.len() == 1
             }),
+            ("route add 198.51.100.0/24 dev up0 table 100", |s| {
+                led_to(s, "198.51.100.0/24") == Some(false)
+            }),
+            ("rule add from 172.16.0.9 lookup 100", |s| {
+                led_to(s, "198.51.100.0/24") == Some(true)
+            }),
+            ("rule del from 172.16.0.9 lookup 100", |s| {
+                led_to(s, "198.51.100.0/24") == Some(false)
+            }),
             ("link set up1 down", |s| !running(s, "up1")),
             ("link set up1 name other1", |s| {
                 s.links.iter().any(|link| link.name == "other1")
@@ -57,6 +74,9 @@ fn every_kind_of_change_is_reported() {
             expect_change(&mut monitor, command).await;
             until(&mut monitor, command, wanted).await;
         }
+        settle(&mut monitor).await;
+        ip6("rule add from fd00:172::9 lookup 100");
+        expect_change(&mut monitor, "a rule of IPv6").await;
     });
 }
 

@@ -117,6 +117,7 @@ impl Net {
             ifindex,
             gateway: gateway.map(|gateway| gateway.parse().unwrap()),
             prefsrc: None,
+            is_led_to: true,
         });
     }
 

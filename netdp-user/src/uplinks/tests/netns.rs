@@ -35,8 +35,17 @@ pub(super) fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Se
 
 /// Runs `ip` with one command a line.
 pub(super) fn ip(commands: &str) {
+    run_ip(&["-batch", "-"], commands);
+}
+
+/// Runs `ip -6` with one command a line: it does not take the family of rules from their addresses.
+pub(super) fn ip6(commands: &str) {
+    run_ip(&["-6", "-batch", "-"], commands);
+}
+
+fn run_ip(arguments: &[&str], commands: &str) {
     let mut child = Command::new("ip")
-        .args(["-batch", "-"])
+        .args(arguments)
         .stdin(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()

@@ -91,6 +91,30 @@ fn a_wire_with_a_network_is_an_uplink_and_one_with_hosts_is_a_guests() {
     assert_eq!(names(&net.by_routes(&[])), ["eth0", "eth1"]);
 }
 
+/// Whether they are uplinks by then or not.
+#[test]
+fn routes_of_tables_that_no_rule_leads_to_leak_nothing() {
+    for (destination, part) in [
+        ("203.0.113.0/24", "203.0.113.0/28"),
+        ("2001:db8::/32", "2001:db8::/48"),
+    ] {
+        let mut net = node();
+        net.link("eth1");
+        net.leads("eth1", destination, true);
+        let named = net.by_routes(&["eth0"]);
+        assert!(named.leaks[0].contains(destination), "{named:?}");
+        let last = net.0.routes.last_mut().unwrap();
+        last.is_led_to = false;
+        assert_eq!(net.by_routes(&["eth0"]).leaks, [""; 0]);
+        // A rule may come at any time.
+        assert_eq!(names(&net.by_routes(&[])), ["eth0", "eth1"]);
+        // Another table has a smaller network there.
+        net.leads("eth1", part, true);
+        let named = net.by_routes(&["eth0"]);
+        assert!(named.leaks[0].contains(part), "{named:?}");
+    }
+}
+
 /// A policy that masquerades pods themselves: replies to them leave by these links.
 #[test]
 fn links_to_pods_are_never_uplinks_and_reported_as_left_out() {

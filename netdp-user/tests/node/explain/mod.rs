@@ -5,7 +5,7 @@ mod causes;
 mod transcript;
 
 use crate::common::clients::tcp_source;
-use crate::common::{ECHO, NETDP, SOON, options};
+use crate::common::{ECHO, Echo, NETDP, SOON, options};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use std::net::{IpAddr, SocketAddr};
@@ -171,5 +171,82 @@ fn the_json_has_the_documented_fields() -> Result<()> {
         others.contains(r#""what":"10.5.0.1","why":"not the first""#),
         "{answers}"
     );
+    Ok(())
+}
+
+/// Whether the rule applies depends on the packet's mark.
+#[test]
+fn a_destination_that_a_rule_may_change_is_not_taken_for_certain() -> Result<()> {
+    let world = World::new("nonMasqueradeCIDRs: [172.16.0.0/16, 10.2.0.0/16]\n", &[])?;
+    let rule = "PREROUTING -p tcp -m mark --mark 0x1 -m tcp --dport 8080 -j DNAT --to-destination 10.1.0.20:7";
+    let node = &world.bed.node;
+    node.run(
+        &[
+            &["iptables-nft", "--wait", "60", "-t", "nat", "-A"],
+            &*rule.split(' ').collect::<Vec<_>>(),
+        ]
+        .concat(),
+    )?;
+    let asked = ["--from", "172.16.0.2", "10.2.0.17:8080"];
+    let text = world.explain(&asked)?;
+    for (line, expected) in text.lines().zip([
+        "may be redirected: 10.2.0.17:8080 → 10.1.0.20:7 sees 10.1.0.10, by eth0: masqueraded",
+        "unless it is redirected: 10.2.0.17:8080 sees the pod's 172.16.0.2, by eth0: bypassed",
+        "10.2.0.17:8080 is a service: an unknown program may replace it before netdp sees a packet",
+    ]) {
+        ensure!(line.starts_with(expected), "{expected:?}: {text}");
+    }
+    ensure!(text.contains("--mark 0x1"), "{text}");
+    for answer in world.answers(&asked)?.as_array().context("answers")? {
+        ensure!(answer["is_certain"] == false, "{answer:#}");
+    }
+    for expected in ["node", "pod"] {
+        let status = world.status(&[&asked[..], &["--expect", expected]].concat())?;
+        ensure!(status == 2, "{expected}: {status}");
+    }
+    // Another port is not the rule's.
+    let status = world.status(&["--from", "172.16.0.2", "10.2.0.17:80", "--expect", "pod"])?;
+    ensure!(status == 0, "{status}");
+    Ok(())
+}
+
+/// Rules in the form of kube-proxy's nftables mode.
+const NFT: &str = "\
+table ip kube-proxy {
+  map service-ips {
+    type ipv4_addr . inet_proto . inet_service : verdict
+    elements = { 10.96.0.12 . tcp . 80 : goto service-AAAAAAAA-shop/db/tcp/sql }
+  }
+  chain nat-prerouting { type nat hook prerouting priority dstnat; jump services; }
+  chain services { ip daddr . meta l4proto . th dport vmap @service-ips; }
+  chain service-AAAAAAAA-shop/db/tcp/sql {
+    numgen random mod 2 vmap { 0 : goto endpoint-A, 1 : goto endpoint-B }
+  }
+  chain endpoint-A { meta l4proto tcp dnat to 10.1.0.20:7; }
+  chain endpoint-B { meta l4proto tcp dnat to 10.2.0.17:7; }
+}
+";
+
+#[test]
+fn endpoints_are_found_in_rules_of_nftables() -> Result<()> {
+    let world = World::new("nonMasqueradeCIDRs: [172.16.0.0/16, 10.1.0.0/16]\n", &[])?;
+    let _echoes = [Echo::start(&world.near)?, Echo::start(&world.far)?];
+    let mut load = world.bed.node.command("nft");
+    testbed::output(load.arg(NFT))?;
+    let told = world.explain(&["--from", "172.16.0.2", "10.96.0.12:80"])?;
+    for (line, expected) in told.lines().zip([
+        "10.96.0.12:80 → 10.1.0.20:7 sees the pod's 172.16.0.2, by eth0: bypassed",
+        "10.96.0.12:80 → 10.2.0.17:7 sees 10.1.0.10, by eth0: masqueraded",
+        "10.96.0.12:80 is shop/db:sql: kube-proxy replaces it before netdp sees a packet",
+    ]) {
+        ensure!(line.starts_with(expected), "{expected:?}: {told}");
+    }
+    // So it is.
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..40 {
+        seen.insert(tcp_source(world.pod(), "10.96.0.12:80".parse()?)?.to_string());
+    }
+    ensure!(seen.len() == 2 && seen.contains("172.16.0.2"), "{seen:?}");
+    ensure!(seen.contains("10.1.0.10"), "{seen:?}");
     Ok(())
 }
