@@ -396,6 +396,13 @@ mod tests {
             ["nat-prerouting", [port, to]],
         ]);
         assert!(of(&escapes).doubt.is_some());
+        // A map by the mark, which may have no element for it.
+        let by_mark = json!([
+            ["nat-prerouting", [{"vmap": {"key": {"meta": {"key": "mark"}},
+                "data": {"set": [[1, {"goto": {"target": "a"}}]]}}}]],
+            ["a", [to]],
+        ]);
+        assert!(of(&by_mark).doubt.is_some());
         assert_eq!(service(&rules(&escapes), 17, None, "10.96.0.1:80"), None);
     }
 
