@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn kube_proxys_maps_lead_to_the_endpoints() {
+    fn maps_of_kube_proxy_lead_to_the_endpoints() {
         let listing = serde_json::from_str(KUBE_PROXY).unwrap();
         // A NodePort, which it masquerades.
         let found = service(&listing, 6, Some("172.16.0.2"), "10.1.0.10:3001").unwrap();

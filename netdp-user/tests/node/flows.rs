@@ -363,7 +363,7 @@ fn bash_completes_pods_interfaces_and_codes() -> Result<()> {
     ensure!(!interfaces.contains(&"lo".to_owned()), "{interfaces:?}");
     assert_eq!(offered(&["netdp", "run", "--uplink", "eth"])?, ["eth0"]);
     // Everything else is as before.
-    assert_eq!(offered(&["netdp", "completi"])?, ["completion"]);
+    assert_eq!(offered(&["netdp", "comp"])?, ["completion"]);
     assert_eq!(of("--po", "--po")?, ["--pod"]);
     Ok(())
 }
