@@ -46,7 +46,7 @@ use history::History;
 use kubectl::Plugin;
 use monitor::Monitor;
 use run::Run;
-use shell::{Completion, ManPages};
+use shell::{Candidates, Completion, ManPages};
 use show_policy::ShowPolicy;
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -115,6 +115,9 @@ enum Command {
     Detach(Detach),
     /// Print a script that completes commands and flags in a shell.
     Completion(Completion),
+    /// List values for the completion script of bash.
+    #[command(hide = true)]
+    Candidates(Candidates),
     /// Print the man page of a command, or write all pages.
     Man(ManPages),
 }
@@ -284,6 +287,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
             detach.run()
         }
         Command::Completion(completion) => completion.run(),
+        Command::Candidates(candidates) => candidates.run(),
         Command::Man(pages) => pages.run(),
         Command::Shadow(ShadowCommand::Report(show)) => return Ok(show.compare()),
         Command::Explain(explain) => return Ok(explain.run()),
@@ -330,6 +334,7 @@ impl Command {
             | Self::Fleet(_)
             | Self::Kubectl(_)
             | Self::Completion(_)
+            | Self::Candidates(_)
             | Self::Man(_) => None,
         }
     }

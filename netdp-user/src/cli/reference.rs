@@ -265,7 +265,7 @@ fn section(text: &mut String, command: &Command, path: &str) {
             );
         }
     }
-    for command in command.get_subcommands() {
+    for command in command.get_subcommands().filter(|it| !it.is_hide_set()) {
         section(text, command, &format!("{path} {}", command.get_name()));
     }
 }

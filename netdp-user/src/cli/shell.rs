@@ -1,11 +1,18 @@
-//! `netdp completion` and `netdp man`: what shells and man(1) know of the command line.
+//! `netdp completion` and `netdp man`: what shells and man(1) know of the command line, and what bash asks
+//! netdp for.
 
 use super::Cli;
+use super::args::CniDir;
 use super::output::write_out;
+use crate::codes::Code;
+use crate::pods::Names;
+use crate::state_dir::{self, StateDir};
 use anyhow::{Context as _, Result, bail};
-use clap::{Args, Command, CommandFactory as _};
+use clap::{Args, Command, CommandFactory as _, ValueEnum};
 use clap_complete::Shell;
 use clap_mangen::Man;
+use nix::net::if_::if_nameindex;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
@@ -29,8 +36,101 @@ impl Completion {
     pub(super) fn run(&self) -> Result<()> {
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), NAME, &mut script);
-        write_out(&String::from_utf8_lossy(&script), true)
+        let mut script = String::from_utf8_lossy(&script).into_owned();
+        if self.shell == Shell::Bash {
+            script += ASKING;
+        }
+        write_out(&script, true)
     }
+}
+
+/// What bash does before the script that is made of the command line: values that only the node knows.
+const ASKING: &str = r#"
+_netdp_asking() {
+    local cur="${COMP_WORDS[COMP_CWORD]}" before="${COMP_WORDS[COMP_CWORD - 1]}"
+    local at kind= word directories=()
+    # bash takes --pod=NAME for three words.
+    if [[ $cur == = ]]; then
+        cur=
+    elif [[ $before == = ]]; then
+        before="${COMP_WORDS[COMP_CWORD - 2]}"
+    fi
+    case "$before" in
+        --pod | --from) kind=pods ;;
+        --uplink) kind=interfaces ;;
+        codes) [[ $COMP_CWORD == 2 ]] && kind=codes ;;
+    esac
+    if [[ -z $kind || $cur == -* ]]; then
+        _netdp "$@"
+        return
+    fi
+    for ((at = 1; at < COMP_CWORD; at++)); do
+        case "${COMP_WORDS[at]}" in
+            --cni-dir | --state-dir) directories+=("${COMP_WORDS[at]}" "${COMP_WORDS[at + 1]}") ;;
+        esac
+    done
+    COMPREPLY=()
+    while read -r word; do
+        [[ $word == "$cur"* ]] && COMPREPLY+=("$word")
+    done < <("${COMP_WORDS[0]}" candidates "${directories[@]}" "$kind" 2>/dev/null)
+}
+complete -F _netdp_asking -o nosort -o bashdefault -o default netdp
+"#;
+
+/// Values that only the node knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// Pods of the node whose names are known, as NAMESPACE/POD.
+    Pods,
+    /// Interfaces.
+    Interfaces,
+    /// Codes of findings.
+    Codes,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Candidates {
+    /// What to list.
+    kind: Kind,
+    /// Directory of the agent's state.
+    #[arg(long, value_name = "DIR", default_value_os_t = state_dir::default_path())]
+    state_dir: PathBuf,
+    #[command(flatten)]
+    pods: CniDir,
+}
+
+impl Candidates {
+    /// Prints the values, one a line.
+    ///
+    /// # Errors
+    /// Returns an error if standard output cannot be written, or the interfaces cannot be listed.
+    pub(super) fn run(&self) -> Result<()> {
+        let all: BTreeSet<String> = match self.kind {
+            Kind::Codes => Code::ALL.iter().map(ToString::to_string).collect(),
+            Kind::Interfaces => {
+                let links = if_nameindex().context("listing the interfaces")?;
+                let names = links
+                    .iter()
+                    .map(|link| link.name().to_string_lossy().into_owned());
+                names.filter(|name| name != "lo").collect()
+            }
+            Kind::Pods => {
+                let names = Names::load(&self.pods.cni_dir, &StateDir::at(&self.state_dir));
+                let there = names.claims().filter(|claim| claim.until.is_none());
+                there
+                    .map(|it| format!("{}/{}", it.namespace, it.name))
+                    .collect()
+            }
+        };
+        let lines = all.into_iter().filter(|value| is_plain(value));
+        write_out(&lines.map(|value| value + "\n").collect::<String>(), false)
+    }
+}
+
+/// Reports whether a value means nothing else to a shell: it gets into the line that is typed.
+fn is_plain(value: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | '@');
+    !value.starts_with('-') && value.chars().all(is_plain)
 }
 
 #[derive(Debug, Args)]
@@ -83,8 +183,6 @@ fn page(command: &Command) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::ValueEnum as _;
-
     fn visible(command: &Command, path: &str, found: &mut Vec<(String, Command)>) {
         found.push((path.to_owned(), command.clone()));
         for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
@@ -112,6 +210,16 @@ mod tests {
                     assert!(page.contains(&long), "{path}: --{long}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn what_a_shell_would_run_is_no_candidate() {
+        for plain in ["shop/cart-5d9", "eth0.100", "NDP101", "br_x@1"] {
+            assert!(is_plain(plain), "{plain}");
+        }
+        for other in ["$(reboot)", "`x`", "a;b", "--all", "a b", "é"] {
+            assert!(!is_plain(other), "{other}");
         }
     }
 

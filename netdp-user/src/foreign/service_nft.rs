@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn kube_proxys_maps_lead_to_the_endpoints() {
+    fn maps_of_kube_proxy_lead_to_the_endpoints() {
         let listing = serde_json::from_str(KUBE_PROXY).unwrap();
         // A NodePort, which it masquerades.
         let found = service(&listing, 6, Some("172.16.0.2"), "10.1.0.10:3001").unwrap();
@@ -396,6 +396,13 @@ mod tests {
             ["nat-prerouting", [port, to]],
         ]);
         assert!(of(&escapes).doubt.is_some());
+        // A map by the mark, which may have no element for it.
+        let by_mark = json!([
+            ["nat-prerouting", [{"vmap": {"key": {"meta": {"key": "mark"}},
+                "data": {"set": [[1, {"goto": {"target": "a"}}]]}}}]],
+            ["a", [to]],
+        ]);
+        assert!(of(&by_mark).doubt.is_some());
         assert_eq!(service(&rules(&escapes), 17, None, "10.96.0.1:80"), None);
     }
 

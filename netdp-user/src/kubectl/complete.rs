@@ -39,6 +39,8 @@ struct Line<'a> {
     flags: Vec<(&'a str, &'a str)>,
     /// The flag whose value is to be completed.
     open: Option<&'a str>,
+    /// Number of words after the command that are no flags and no values of flags.
+    words: usize,
     /// The typed part of the word.
     last: &'a str,
 }
@@ -54,6 +56,7 @@ impl<'a> Line<'a> {
             named: None,
             flags: Vec::new(),
             open: None,
+            words: 0,
             last,
         };
         for word in before {
@@ -68,6 +71,8 @@ impl<'a> Line<'a> {
                 line.open = Some(word);
             } else if line.named.is_none() {
                 line.named = command.find_subcommand(word);
+            } else if !word.starts_with('-') {
+                line.words += 1;
             }
         }
         line
@@ -112,10 +117,19 @@ impl<'a> Line<'a> {
                 let commands = commands.filter(|it| !it.is_hide_set());
                 commands.map(|it| it.get_name().to_owned()).collect()
             }
-            (None, Some(_)) => match self.value(&["-n", "--namespace"]) {
-                Some(namespace) => names(&["pods", "--namespace", namespace]),
-                None => names(&["pods"]),
-            },
+            (None, Some(named)) => {
+                let is_destination = named.get_name() == "explain" && self.words == 1;
+                let (kind, beginning) = match is_destination {
+                    true => ("services", "svc/"),
+                    false => ("pods", ""),
+                };
+                let found = match self.value(&["-n", "--namespace"]) {
+                    Some(namespace) => names(&[kind, "--namespace", namespace]),
+                    None => names(&[kind]),
+                };
+                let found = found.into_iter();
+                found.map(|name| format!("{beginning}{name}")).collect()
+            }
         };
         let all = all.into_iter();
         all.filter(|it| it.starts_with(self.last)).collect()
@@ -147,6 +161,7 @@ mod tests {
             ["namespaces"] => vec!["shop".to_owned(), "default".to_owned()],
             ["pods", "--namespace", "shop"] => vec!["cart-5d9".to_owned()],
             ["pods"] => vec!["one".to_owned(), "two".to_owned()],
+            ["services", "--namespace", "shop"] => vec!["db".to_owned()],
             other => panic!("{other:?}"),
         };
         let (command, words) = (command(), words(line));
@@ -166,6 +181,11 @@ mod tests {
             completed(&["explain", "--namespace=shop", ""]),
             ["cart-5d9"]
         );
+        assert_eq!(
+            completed(&["explain", "-n", "shop", "cart-5d9", "svc/"]),
+            ["svc/db"]
+        );
+        assert_eq!(completed(&["status", "one", "t"]), ["two"]);
         assert_eq!(completed(&["status", "t"]), ["two"]);
         assert_eq!(completed(&["--con"]), ["--context"]);
         assert_eq!(completed(&["explain", "--context", ""]), [""; 0]);

@@ -94,6 +94,8 @@ fn kubectl_gets_completions() -> Result<()> {
     assert_eq!(complete(&["top", "--node", ""])?, format!("{NODE}\n:4\n"));
     let namespaces = complete(&["explain", "-n", "kube-"])?;
     ensure!(namespaces.contains("kube-system\n"), "{namespaces}");
+    let services = complete(&["explain", "-n", "default", "cart", "svc/k"])?;
+    assert_eq!(services, "svc/kubernetes\n:4\n");
     Ok(())
 }
 

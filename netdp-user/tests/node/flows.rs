@@ -1,12 +1,12 @@
 //! `netdp flows` over real traffic: filters, sums, flows that keep the pod's address, names of pods.
 
 use crate::common::clients::{Tcp, Udp, any, from_port};
-use crate::common::{ECHO, Echo, POLICY, SOON, World, echoes, refused};
+use crate::common::{ECHO, Echo, NETDP, POLICY, SOON, World, echoes, refused};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::path::Path;
-use testbed::{Running, wait_for};
+use testbed::{Bed, Netns, Running, wait_for};
 
 /// Writes what libcni caches for a pod with this address.
 pub fn cache(dir: &Path, name: &str, address: &str) -> Result<()> {
@@ -317,5 +317,53 @@ fn without_maps_it_names_the_directory_and_exits_with_2() -> Result<()> {
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(2), "{told}");
     ensure!(told.contains("/sys/fs/bpf/there-is-none"), "{told}");
+    Ok(())
+}
+
+/// Returns what bash offers on a node at the end of a line whose words are these, with netdp's script.
+fn offered(node: &Netns, words: &[&str]) -> Result<Vec<String>> {
+    let bin = tempfile::tempdir()?;
+    std::os::unix::fs::symlink(NETDP, bin.path().join("netdp"))?;
+    let script = "source <(netdp completion bash)\nCOMP_WORDS=(\"$@\")\nCOMP_CWORD=$(($# - 1))\n\
+                  called=$(complete -p netdp)\ncalled=${called#*-F }\n\
+                  ${called%% *} netdp \"${COMP_WORDS[COMP_CWORD]}\" \"${COMP_WORDS[COMP_CWORD - 1]}\"\n\
+                  printf '%s\\n' \"${COMPREPLY[@]}\"\n";
+    let mut bash = node.command("bash");
+    bash.args(["--norc", "-c", script, "bash"]).args(words);
+    let text =
+        testbed::output(bash.env("PATH", format!("{}:/usr/bin:/bin", bin.path().display())))?;
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
+#[test]
+fn bash_completes_pods_interfaces_and_codes() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    for (name, address) in [("cart", "172.16.0.2"), ("checkout", "172.16.0.3")] {
+        cache(dir.path(), name, address)?;
+    }
+    let cni = dir.path().display().to_string();
+    let bed = Bed::dual_stack()?;
+    let offered = |words: &[&str]| offered(&bed.node, words);
+    let of = |flag: &str, typed: &str| offered(&["netdp", "flows", "--cni-dir", &cni, flag, typed]);
+    assert_eq!(of("--pod", "")?, ["shop/cart", "shop/checkout"]);
+    assert_eq!(of("--pod", "shop/ch")?, ["shop/checkout"]);
+    let one = [
+        "netdp",
+        "explain",
+        "--cni-dir",
+        &cni,
+        "--from",
+        "=",
+        "shop/ca",
+    ];
+    assert_eq!(offered(&one)?, ["shop/cart"]);
+    assert_eq!(offered(&["netdp", "codes", "NDP10"])?.len(), 4);
+    let interfaces = offered(&["netdp", "run", "--uplink", ""])?;
+    ensure!(interfaces.contains(&"eth0".to_owned()), "{interfaces:?}");
+    ensure!(!interfaces.contains(&"lo".to_owned()), "{interfaces:?}");
+    assert_eq!(offered(&["netdp", "run", "--uplink", "eth"])?, ["eth0"]);
+    // Everything else is as before.
+    assert_eq!(offered(&["netdp", "comp"])?, ["completion"]);
+    assert_eq!(of("--po", "--po")?, ["--pod"]);
     Ok(())
 }

@@ -6,7 +6,6 @@ use super::node::Node;
 use super::route;
 use crate::datapath::name_of;
 use crate::foreign::{self, Connection, Service};
-use std::fmt;
 use std::net::SocketAddr;
 
 /// The most endpoints of one service that are explained, of those that were found here.
@@ -58,12 +57,6 @@ impl Given {
                 });
             }
         }
-    }
-}
-
-impl fmt::Display for Given {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={}", self.name, self.at)
     }
 }
 
@@ -267,7 +260,6 @@ mod tests {
             parsed("shop/db:sql=10.96.0.12:80"),
             parsed("shop/db:sql=[fd00:96::12]:80"),
         ];
-        assert_eq!(given[1].to_string(), "shop/db:sql=[fd00:96::12]:80");
         let ends = ["10.2.0.1:5432", "[fd00::1]:5432", "10.2.0.2:5432"];
         let ends = ends.map(|end| End::parse(end).unwrap());
         let mut cases = Case::of(&[], &ends, 6, &Names::default()).unwrap();
