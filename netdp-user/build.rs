@@ -7,5 +7,5 @@ fn main() -> Result<()> {
     println!("cargo:rerun-if-changed=../netdp-common/src");
     println!("cargo:rerun-if-changed=build.rs");
     let root = Path::new(&std::env::var("CARGO_MANIFEST_DIR")?).join("../netdp-ebpf");
-    ebpf_builder::build("netdp-ebpf", &root, &[])
+    ebpf_builder::build("netdp-ebpf", "netdp-ebpf", &root, &[])
 }

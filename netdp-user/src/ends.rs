@@ -19,6 +19,9 @@ use std::sync::{Arc, Mutex};
 /// Reports of programs that are taken at once.
 const TAKEN_AT_ONCE: usize = 1024;
 
+/// Rounds of that, which take all that the ring buffer has room for: programs may report as fast as this takes.
+const ROUNDS: u32 = 8;
+
 /// Numbers of ended mappings that are remembered, of programs and of others each: a pass of the sweep may take
 /// seconds from the moment at which it has read a mapping.
 const REMEMBERED: usize = 65_536;
@@ -35,6 +38,8 @@ pub(crate) struct Ends {
     by_programs: Remembered,
     by_others: Remembered,
     log: Option<Arc<Mutex<Recorder>>>,
+    /// True once the log has ended: reports stay where they are, for the next agent's.
+    is_closed: bool,
     events: Option<Sender>,
 }
 
@@ -59,6 +64,7 @@ impl Ends {
             by_programs: Remembered::default(),
             by_others: Remembered::default(),
             log: None,
+            is_closed: false,
             events: None,
         })
     }
@@ -69,6 +75,13 @@ impl Ends {
         self.lost = lost;
     }
 
+    /// Tells the NAT log what has ended up to now, and nothing after that.
+    pub(crate) fn close_log(&mut self) {
+        self.take();
+        self.log = None;
+        self.is_closed = true;
+    }
+
     /// Tells those who listen to events from now on.
     pub(crate) fn tell_events(&mut self, events: Sender) {
         self.events = Some(events);
@@ -77,8 +90,11 @@ impl Ends {
     /// Takes the reports of programs. To be called often while anyone wants them: they have room for some
     /// thousand.
     pub(crate) fn take(&mut self) {
+        if self.is_closed {
+            return;
+        }
         let begun = now_milliseconds();
-        loop {
+        for _ in 0..ROUNDS {
             let taken = self.reports.take(TAKEN_AT_ONCE);
             let now = self.reports.now().ok();
             for ended in &taken {

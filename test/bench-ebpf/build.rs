@@ -12,7 +12,7 @@ fn main() -> Result<()> {
     {
         println!("cargo:rerun-if-changed=../../netdp-common/src");
         let root = std::path::PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?);
-        ebpf_builder::build("bench-ebpf", &root, &["programs"])?;
+        ebpf_builder::build("bench-ebpf", "netdp-bench", &root, &["programs"])?;
     }
     Ok(())
 }

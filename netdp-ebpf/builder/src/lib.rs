@@ -16,13 +16,13 @@ use std::process::Command;
 
 const OVERRIDE: &str = "NETDP_EBPF_TOOLCHAIN";
 
-/// Builds the package in the directory `root` of this workspace with these features. Must be called
+/// Builds the object `object` of the package in the directory `root` of this workspace with these features. Must be called
 /// by a build script's main thread, before it has started another.
 ///
 /// # Errors
 /// Returns an error if there is no linker or toolchain for the BPF target, if `root` is not UTF-8,
 /// if the programs do not compile, or if the object can't be stripped.
-pub fn build(package: &str, root: &Path, features: &[&str]) -> Result<()> {
+pub fn build(package: &str, object: &str, root: &Path, features: &[&str]) -> Result<()> {
     println!("cargo:rerun-if-env-changed={OVERRIDE}");
     find_linker()?;
     let toolchain = choose_toolchain()?;
@@ -43,7 +43,7 @@ pub fn build(package: &str, root: &Path, features: &[&str]) -> Result<()> {
     )
     .context("building the eBPF programs failed; the compiler's words are above")?;
     let out = std::env::var_os("OUT_DIR").context("no OUT_DIR: only for build scripts")?;
-    let object = PathBuf::from(out).join(package);
+    let object = PathBuf::from(out).join(object);
     strip::strip(&object).with_context(|| format!("stripping {}", object.display()))
 }
 

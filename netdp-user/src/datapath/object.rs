@@ -5,12 +5,13 @@ use super::setup::Setup;
 use crate::limits;
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::maps::{Map, MapInfo, MapType};
-use aya::programs::SchedClassifier;
+use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use netdp_common::layout;
 use netdp_common::layout::{
     Addr, Counters, PortMapBits, PortMapOwner, Share, ShareEnded, Tuple, pins,
 };
+use std::io::ErrorKind;
 use std::path::Path;
 
 /// Program without effect, for a link that is being moved.
@@ -18,6 +19,9 @@ pub const STAND_IN: &str = "stand_in";
 
 /// Program at TC egress of an interface that is being set up: drops forwarded packets.
 pub const SHUT: &str = "shut";
+
+/// Times that loading a program is tried again, as by libbpf.
+const LOAD_TRIES: u32 = 5;
 
 /// Minimum number of entries of `traffic`.
 const TRAFFIC_LEAST: u32 = 1024;
@@ -81,11 +85,21 @@ fn pair_bits(bpffs: &Path, cpus: u64) -> Result<u32> {
 pub fn loaded<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
     let program = program(object, name)?;
     if program.fd().is_err() {
-        program
-            .load()
-            .with_context(|| format!("loading the program {name}"))?;
+        let mut loaded = program.load();
+        for _ in 0..LOAD_TRIES {
+            if !loaded.as_ref().is_err_and(is_interrupted) {
+                break;
+            }
+            loaded = program.load();
+        }
+        loaded.with_context(|| format!("loading the program {name}"))?;
     }
     Ok(program)
+}
+
+/// Reports whether the verifier gave up because a signal was pending (`do_check`, kernel/bpf/verifier.c).
+fn is_interrupted(err: &ProgramError) -> bool {
+    matches!(err, ProgramError::LoadError { io_error, .. } if io_error.kind() == ErrorKind::WouldBlock)
 }
 
 /// Returns one of the object's programs.

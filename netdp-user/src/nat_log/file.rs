@@ -48,6 +48,8 @@ pub(super) struct LogFile {
     open: Option<Open>,
     /// Number of lines that were written and may not be on the disk.
     unsaved: u64,
+    /// The failure to store some of them in a file that is not open any more.
+    failure: Option<io::Error>,
 }
 
 impl LogFile {
@@ -58,6 +60,7 @@ impl LogFile {
             rotation,
             open: None,
             unsaved: 0,
+            failure: None,
         }
     }
 
@@ -70,7 +73,10 @@ impl LogFile {
         let is_there = self.open.as_ref().is_some_and(|it| it.is_at(&self.path));
         if !is_there && let Some(elsewhere) = self.open.take() {
             // Whoever has moved it away has all of it.
-            let _ = elsewhere.file.sync_data();
+            match elsewhere.file.sync_data() {
+                Ok(()) => self.unsaved = 0,
+                Err(err) => self.failure = Some(err),
+            }
         }
         let open = match &mut self.open {
             Some(open) => open,
@@ -94,11 +100,16 @@ impl LogFile {
     /// Returns an error, and the number of lines that the disk may lack for good: the kernel does not write
     /// them again.
     pub fn sync(&mut self) -> Result<(), (u64, io::Error)> {
-        let Some(open) = self.open.as_ref().filter(|_| !self.is_stored()) else {
+        if self.is_stored() {
             return Ok(());
+        }
+        let stored = match (self.failure.take(), &self.open) {
+            (Some(err), _) => Err(err),
+            (None, Some(open)) => open.file.sync_data(),
+            (None, None) => return Ok(()),
         };
         let lines = std::mem::take(&mut self.unsaved);
-        open.file.sync_data().map_err(|err| (lines, err))
+        stored.map_err(|err| (lines, err))
     }
 
     /// Reports whether the disk has all that was written.
@@ -172,9 +183,20 @@ fn open(path: &Path) -> io::Result<Open> {
 /// Has the disk store the name of a file.
 fn sync_dir(path: &Path) -> io::Result<()> {
     match path.parent() {
-        Some(dir) => File::open(dir)?.sync_all(),
+        Some(dir) => match File::open(dir)?.sync_all() {
+            // The filesystem stores names when it likes.
+            Err(err) if is_unsupported(&err) => Ok(()),
+            stored => stored,
+        },
         None => Ok(()),
     }
+}
+
+fn is_unsupported(err: &io::Error) -> bool {
+    matches!(
+        err.kind(),
+        io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
+    )
 }
 
 /// Returns the bytes up to the end of the last complete line.
@@ -393,6 +415,17 @@ mod tests {
         log.open.as_mut().unwrap().file = File::from(std::os::fd::OwnedFd::from(reader));
         let (lost, _) = log.sync().unwrap_err();
         assert_eq!(lost, 1);
+        // It loses its name as well, so that another file is opened before the disk is asked.
+        log.open = None;
+        log.write(b"five\nsix\n").unwrap();
+        assert!(!log.is_stored() && log.failure.is_none());
+        let (reader, _writer) = io::pipe().unwrap();
+        log.open.as_mut().unwrap().file = File::from(std::os::fd::OwnedFd::from(reader));
+        fs::remove_file(&log.path).unwrap();
+        log.write(b"seven\n").unwrap();
+        let (lost, _) = log.sync().unwrap_err();
+        assert_eq!(lost, 3);
+        assert!(log.is_stored());
     }
 
     #[test]

@@ -41,7 +41,7 @@ impl Sink {
 
     /// Reports whether all that was written is on the disk, or has been read by the collector; of one that
     /// does not tell, it is taken for granted.
-    pub fn is_stored(&self) -> bool {
+    pub fn is_stored(&mut self) -> bool {
         match self {
             Self::File(file) => file.is_stored(),
             Self::Socket(socket) => socket.is_read(),

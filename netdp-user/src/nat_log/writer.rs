@@ -120,9 +120,9 @@ impl Writer {
                 return;
             }
             if is_last {
-                // What writing it has added.
-                let rest = self.queue.take(Duration::ZERO);
-                if !self.write(rest) {
+                // What programs end from here on is the next agent's.
+                lock(&self.ends).close_log();
+                if !self.write_rest() {
                     return;
                 }
                 break;
@@ -140,6 +140,20 @@ impl Writer {
             self.state.is_clean = true;
             self.save();
         }
+    }
+
+    /// Writes what writing the last batch has added; `false` if that can't be done.
+    fn write_rest(&mut self) -> bool {
+        for _ in 0..TRIES_AT_END {
+            let rest = self.queue.take(Duration::ZERO);
+            if rest.events.is_empty() && rest.gaps.is_empty() {
+                return true;
+            }
+            if !self.write(rest) {
+                return false;
+            }
+        }
+        false
     }
 
     /// Converts ticks by the node's clock as it is, if somebody has set it.
@@ -255,7 +269,8 @@ impl Writer {
     fn gap<'a>(&mut self, gap: Gap, boot: &'a str, node: &'a str) -> Record<'a> {
         let mut record = self.record(Kind::Gap, boot, node);
         record.n = gap.n;
-        record.from = Some(text(gap.from));
+        // The clock may have been set back in between.
+        record.from = Some(text(gap.from.min(gap.until)));
         record.until = Some(text(gap.until));
         record.why = Some(Cow::Borrowed(gap.why));
         record

@@ -148,12 +148,24 @@ fn a_collector_gets_lines_and_what_it_missed() -> Result<()> {
     let listener = UnixListener::bind(&path)?;
     let seen = read_until(&listener, |it| is_of(it, 43_001))?;
     assert_eq!(seen[0]["event"], "start");
-    // It is away, and comes back.
+    // One that had read all, and comes back, lacks nothing. It then goes in the middle of what it is sent.
+    let begun = jiff::Timestamp::now();
     let mut second = Tcp::connect(world.pod(0), from_port(43_002, to), to)?;
     second.ask()?;
+    let (mut stream, _) = listener.accept()?;
+    stream.set_read_timeout(Some(SOON))?;
+    stream.read_exact(&mut [0])?;
+    drop(stream);
+    // Long enough for the agent to look at the connection several times.
+    std::thread::sleep(Duration::from_secs(1));
+    let mut third = Tcp::connect(world.pod(0), from_port(43_003, to), to)?;
+    third.ask()?;
     let seen = read_until(&listener, |it| it["event"] == "gap")?;
-    ensure!(seen.iter().any(|it| is_of(it, 43_002)), "{seen:?}");
-    assert_eq!(seen.last().context("no record")?["why"], "collector");
+    ensure!(seen.iter().any(|it| is_of(it, 43_003)), "{seen:?}");
+    let gap = seen.last().context("no record")?;
+    assert_eq!(gap["why"], "collector");
+    let from: jiff::Timestamp = gap["from"].as_str().context("no begin")?.parse()?;
+    ensure!(from <= begun, "{begun}: {gap}");
     Ok(())
 }
 
