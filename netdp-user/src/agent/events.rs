@@ -32,7 +32,7 @@ impl Events {
         });
         let service = started.and_then(|started| {
             started
-                .inspect_err(|err| log::warn!("netdp monitor has no events: {err:#}"))
+                .inspect_err(|err| log::warn!("netdp monitor has no events, and collectors get no notices of refusals: {err:#}"))
                 .ok()
         });
         Self {

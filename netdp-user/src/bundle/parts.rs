@@ -222,7 +222,8 @@ fn without_comments(rules: &str) -> String {
         out.push_str(before);
         out.push_str(WORD);
         rest = match from.strip_prefix('"') {
-            Some(quoted) => after_quotes(quoted),
+            Some(quoted) if before.ends_with("--") => after_quotes(quoted),
+            Some(quoted) => after_line(quoted),
             // iptables quotes only what needs it.
             None if before.ends_with("--") => from.trim_start_matches(|c| c != ' ' && c != '\n'),
             None => {
@@ -246,6 +247,14 @@ fn after_quotes(text: &str) -> &str {
         is_end
     });
     end.map_or("", |end| &text[end + 1..])
+}
+
+/// Returns what follows the line in which a string in quotes ends, in which nft escapes nothing: after a quote
+/// there may be more of it.
+fn after_line(text: &str) -> &str {
+    let quote = text.find('"').unwrap_or(text.len());
+    let end = text[quote..].find('\n');
+    end.map_or("", |end| &text[quote + end..])
 }
 
 /// Returns the names that an anonymous bundle hides.
@@ -306,12 +315,16 @@ mod tests {
                      -A B -m comment --comment \"\" -j Y\n\
                      ip saddr 10.0.0.0/8 comment \"acme\" counter\n-A C -j Z\n\
                      -A D -m comment --comment last\n-A E -j Z\n\
+                     ip saddr 10.0.0.1 comment \"a\\\"\n\
+                     ip saddr 10.0.0.2 comment \"acme\"\n\
                      ip daddr 10.0.0.0/8 comment \"never ends";
         let expected = "-A A -m comment --comment \"\" -j X\n-A B -m comment --comment \"\" -j Y\n\
                         -A B -m comment --comment \"\" -j Y\n-A B -m comment --comment \"\" -j Y\n\
                         -A B -m comment --comment \"\" -j Y\n-A B -m comment --comment \"\" -j Y\n\
-                        ip saddr 10.0.0.0/8 comment \"\" counter\n-A C -j Z\n\
+                        ip saddr 10.0.0.0/8 comment \"\"\n-A C -j Z\n\
                         -A D -m comment --comment \"\"\n-A E -j Z\n\
+                        ip saddr 10.0.0.1 comment \"\"\n\
+                        ip saddr 10.0.0.2 comment \"\"\n\
                         ip daddr 10.0.0.0/8 comment \"\"";
         assert_eq!(without_comments(rules), expected);
     }

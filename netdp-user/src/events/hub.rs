@@ -259,7 +259,19 @@ impl Hub {
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
         let ring = ring.map_err(|err| anyhow::anyhow!("watching the programs' events: {err}"))?;
         self.ring = Some(ring);
+        self.count_tests();
         Ok(())
+    }
+
+    /// Closes the ring buffer, to which nobody listens.
+    fn close(&mut self) {
+        if let Some(ring) = &mut self.ring
+            && let Err(err) = ring.get_mut().discard()
+        {
+            log::debug!("discarding the programs' events: {err:#}");
+        }
+        self.count_tests();
+        self.ring = None;
     }
 
     /// Passes on what is in the ring buffers and the queue, and accounts for what is not.
@@ -334,11 +346,8 @@ impl Hub {
         let wanted = listeners.iter().flat_map(|it| &it.kinds).copied();
         let kinds: Vec<_> = wanted.chain(refused).collect();
         // The usual rate is one, too: a lower one must not take events from those who want it.
-        let rates = listeners.iter().map(|listener| match listener.rate {
-            0 => EVENT_RATE,
-            rate => rate,
-        });
-        let setting = setting(&kinds, rates.max().unwrap_or(0));
+        let rates = listeners.iter().map(|listener| listener.rate);
+        let setting = setting(&kinds, most_of(rates, self.notices.is_some()));
         if kinds.contains(&Kind::End) && !self.sender.is_wanted(Kind::End) {
             // Older reports belong to the log, or to nobody.
             lock(&self.ends).take();
@@ -346,7 +355,7 @@ impl Hub {
         self.recent.set_heard(&kinds);
         self.sender.set_kinds(kinds);
         if !fills_ring(setting) {
-            self.ring = None;
+            self.close();
         }
         self.wanted.send_if_modified(|wanted| {
             let differs = *wanted != setting;
@@ -356,7 +365,31 @@ impl Hub {
     }
 }
 
+/// Returns the rate that is enough for listeners of these rates, of which 0 is the usual one, and for notices;
+/// 0 if nobody listens.
+fn most_of(rates: impl Iterator<Item = u32>, with_notices: bool) -> u32 {
+    let of_notices = with_notices.then_some(0);
+    let usual = |rate| if rate == 0 { EVENT_RATE } else { rate };
+    rates.chain(of_notices).map(usual).max().unwrap_or(0)
+}
+
 /// Returns what was lost for a listener.
 pub(super) fn locked(lost: &LostShare) -> std::sync::MutexGuard<'_, PerKind<Lost>> {
     lost.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::most_of;
+    use netdp_common::layout::EVENT_RATE;
+
+    #[test]
+    fn a_low_rate_takes_no_events_from_others() {
+        let most = |rates: &[u32], with_notices| most_of(rates.iter().copied(), with_notices);
+        assert_eq!(most(&[], false), 0);
+        assert_eq!(most(&[1], false), 1);
+        assert_eq!(most(&[1, 0], false), EVENT_RATE);
+        assert_eq!(most(&[1], true), EVENT_RATE);
+        assert_eq!(most(&[EVENT_RATE + 1], true), EVENT_RATE + 1);
+    }
 }

@@ -43,10 +43,11 @@ pub(crate) struct Locked {
 
 impl Ring {
     /// Opens the ring buffer below `bpffs`, and takes the lock in `state_dir`. What is in it from
-    /// earlier is discarded.
+    /// earlier is discarded, but its events of the self-check are counted.
     ///
     /// # Errors
-    /// Returns an error if there is no such map, or the lock can't be written.
+    /// Returns an error if there is no such map, the lock can't be written, or the
+    /// clocks can't be read.
     pub(crate) fn open(bpffs: &Path, state_dir: &Path) -> Result<Result<Self, Locked>> {
         let path = state_dir.join(LOCK);
         let file = private::open_own(&path)
@@ -74,7 +75,7 @@ impl Ring {
             tests: PerKind::default(),
             _lock: lock,
         };
-        while ring.ring.next().is_some() {}
+        ring.discard()?;
         Ok(Ok(ring))
     }
 
@@ -100,6 +101,16 @@ impl Ring {
             }
         }
         Ok(taken)
+    }
+
+    /// Discards what is there; events of the self-check are counted.
+    ///
+    /// # Errors
+    /// Returns an error if the clocks can't be read.
+    pub(super) fn discard(&mut self) -> Result<()> {
+        const AT_ONCE: usize = 1024;
+        while self.take(AT_ONCE, drop)? == AT_ONCE {}
+        Ok(())
     }
 
     /// Takes the numbers of events of the self-check's packets.

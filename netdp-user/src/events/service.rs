@@ -66,7 +66,7 @@ impl Service {
             .name("netdp-events".into())
             .spawn(move || {
                 if let Err(err) = hub::run(hub, listener, given, commands) {
-                    log::error!("events are not passed on any more: {err:#}");
+                    log::error!("events are not passed on any more, nor are notices of refusals to collectors: {err:#}");
                 }
             })
             .context("starting the thread for events")?;

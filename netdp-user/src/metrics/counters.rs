@@ -94,7 +94,7 @@ impl Source for PinnedCounters {
 }
 
 /// Returns a number, but never less than before.
-fn never_less(before: &AtomicU64, number: u64) -> u64 {
+pub(crate) fn never_less(before: &AtomicU64, number: u64) -> u64 {
     before.fetch_max(number, Ordering::Relaxed).max(number)
 }
 

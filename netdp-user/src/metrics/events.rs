@@ -8,7 +8,7 @@ use anyhow::Result;
 impl Source for EventCounters {
     fn collect(&self, samples: &mut Samples) -> Result<()> {
         for kind in Kind::ALL {
-            let (seen, lost) = self.of(kind)?;
+            let (seen, lost) = self.for_metrics(kind)?;
             let kind = kind.name();
             samples.count(EVENTS, &[kind], seen);
             let causes = [

@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub(crate) use agent::{AgentState, ConfigState, Published};
-pub(crate) use counters::PinnedCounters;
+pub(crate) use counters::{PinnedCounters, never_less};
 pub(crate) use sweeps::{SweepRecorder, Sweeps};
 pub(crate) use table::MOST_TOP;
 

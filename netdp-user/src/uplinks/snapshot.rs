@@ -229,11 +229,16 @@ async fn led_to(
     let mut rules = handle.rule().get(version).execute();
     let mut tables = BTreeSet::new();
     let mut has_rules = false;
-    while let Some(rule) = rules
-        .try_next()
-        .await
-        .with_context(|| format!("listing the {family:?} routing rules over netlink"))?
-    {
+    loop {
+        let rule = match rules.try_next().await {
+            Ok(Some(rule)) => rule,
+            Ok(None) => break,
+            Err(err) if is_unsupported(&err) => return Ok(None),
+            Err(err) => {
+                let what = format!("listing the {family:?} routing rules over netlink");
+                return Err(err).context(what);
+            }
+        };
         // A kernel without rules of this family may return those of others.
         if rule.header.family != expected {
             continue;
@@ -253,6 +258,14 @@ async fn led_to(
         tables.insert(table);
     }
     Ok(has_rules.then_some(tables))
+}
+
+/// Reports whether the kernel does not have what was asked for: rules, or the family.
+fn is_unsupported(err: &rtnetlink::Error) -> bool {
+    let rtnetlink::Error::NetlinkError(message) = err else {
+        return false;
+    };
+    [libc::EOPNOTSUPP, libc::EAFNOSUPPORT].contains(&-message.raw_code())
 }
 
 /// Returns the table of a VRF device.

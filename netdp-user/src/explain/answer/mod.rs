@@ -100,8 +100,9 @@ impl Facts<'_> {
 /// Returns the errors of [`explain`].
 pub(crate) fn explain_all(node: &mut Node<'_>, cases: &[Case]) -> Result<Vec<Answer>> {
     let mut expanded = Vec::new();
+    let mut found = service::FoundServices::default();
     for case in cases {
-        expanded.extend(service::expand(node, case));
+        expanded.extend(service::expand(node, case, &mut found));
     }
     let cases = expanded;
     let mut answers = Vec::new();

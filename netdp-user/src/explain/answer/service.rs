@@ -6,7 +6,8 @@ use super::node::Node;
 use super::route;
 use crate::datapath::name_of;
 use crate::foreign::{self, Connection, Service};
-use std::net::SocketAddr;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 
 /// The most endpoints of one service that are explained, of those that were found here.
 const EXPLAINED: usize = 8;
@@ -89,6 +90,23 @@ enum Fate {
     MayStay(String),
 }
 
+/// Services that were found, by source, destination and protocol: each search reads all rules.
+#[derive(Default)]
+pub(super) struct FoundServices(HashMap<(Option<IpAddr>, SocketAddr, u8), Option<Service>>);
+
+impl FoundServices {
+    /// Returns the service that a case's packet to `dst` is addressed to; `search` finds it the first time.
+    fn get(
+        &mut self,
+        case: &Case,
+        dst: SocketAddr,
+        search: impl FnOnce() -> Option<Service>,
+    ) -> Option<Service> {
+        let connection = (case.src, dst, case.protocol);
+        self.0.entry(connection).or_insert_with(search).clone()
+    }
+}
+
 /// Finds the service that a packet to `dst` is addressed to, by rules of this node.
 fn find(node: &mut Node<'_>, case: &Case, dst: SocketAddr) -> Option<Service> {
     let came_by = case.src.and_then(|src| route::came_by(node, src));
@@ -103,16 +121,16 @@ fn find(node: &mut Node<'_>, case: &Case, dst: SocketAddr) -> Option<Service> {
 
 /// Returns the cases that a case stands for: those of the endpoints if its destination is a service's,
 /// else itself; both if that depends on what is not known of the packet.
-pub(super) fn expand(node: &mut Node<'_>, case: &Case) -> Vec<Case> {
+pub(super) fn expand(node: &mut Node<'_>, case: &Case, found: &mut FoundServices) -> Vec<Case> {
     if let Some(via) = &case.service {
-        return vec![completed(node, case, via)];
+        return vec![completed(node, case, via, found)];
     }
     let to = SocketAddr::new(case.dst, case.dst_port);
-    let found = match case.packet {
+    let service = match case.packet {
         Some(_) => None,
-        None => find(node, case, to),
+        None => found.get(case, to, || find(node, case, to)),
     };
-    let Some(service) = found else {
+    let Some(service) = service else {
         return vec![case.clone()];
     };
     let Service {
@@ -148,10 +166,11 @@ pub(super) fn expand(node: &mut Node<'_>, case: &Case) -> Vec<Case> {
 }
 
 /// Returns the case of an endpoint that was found elsewhere, with what rules of this node say of it.
-fn completed(node: &mut Node<'_>, case: &Case, via: &Via) -> Case {
+fn completed(node: &mut Node<'_>, case: &Case, via: &Via, found: &mut FoundServices) -> Case {
     let to = SocketAddr::new(case.dst, case.dst_port);
     let asked_for = via.asked_for.parse().ok();
-    let service = asked_for.and_then(|asked_for| find(node, case, asked_for));
+    let service =
+        asked_for.and_then(|asked_for| found.get(case, asked_for, || find(node, case, asked_for)));
     let known = service.and_then(|service| {
         let mut endpoints = service.endpoints.into_iter();
         Some((service.owner, endpoints.find(|end| end.to == to)?))
@@ -249,7 +268,7 @@ impl Via {
 
 #[cfg(test)]
 mod tests {
-    use super::{Fate, Given, Via};
+    use super::{Fate, FoundServices, Given, Via};
     use crate::explain::answer::ask::{Case, End};
     use crate::pods::Names;
 
@@ -280,6 +299,24 @@ mod tests {
         for wrong in ["", "=10.96.0.12:80", "shop/db", "shop/db=10.96.0.12"] {
             assert!(Given::parse(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_service_is_searched_once_for_each_connection() {
+        let ends = ["10.2.0.1:80", "10.2.0.2:80"].map(|end| End::parse(end).unwrap());
+        let cases = |protocol| Case::of(&[], &ends, protocol, &Names::default()).unwrap();
+        let mut found = FoundServices::default();
+        let mut searches = 0;
+        for case in [cases(6), cases(17)].concat() {
+            for dst in ["10.96.0.12:80", "10.96.0.13:80"] {
+                let service = found.get(&case, dst.parse().unwrap(), || {
+                    searches += 1;
+                    None
+                });
+                assert_eq!(service, None);
+            }
+        }
+        assert_eq!(searches, 4);
     }
 
     #[test]

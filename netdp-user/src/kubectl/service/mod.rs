@@ -292,7 +292,8 @@ impl<'a> Known<'a> {
         Ok(found)
     }
 
-    /// Returns the endpoints that are ready, and that connections from the node can get.
+    /// Returns the endpoints that are ready, or, as kube-proxy does for each family without any, those that still
+    /// serve while they terminate, and that connections from the node can get.
     fn endpoints(
         &self,
         named: &Named,
@@ -306,7 +307,7 @@ impl<'a> Known<'a> {
         let is_local = self.spec.internal_traffic_policy.as_deref() == Some("Local")
             && address.map_or(!own.is_empty(), |address| own.contains(&address));
         let (mut not_ready, mut elsewhere) = (0, 0);
-        let mut found = BTreeSet::new();
+        let (mut found, mut terminating) = (BTreeSet::new(), BTreeSet::new());
         for slice in slices {
             let Some(number) = self.target(named, port, slice) else {
                 continue;
@@ -322,13 +323,27 @@ impl<'a> Known<'a> {
                 }
                 let conditions = endpoint.conditions.as_ref();
                 let on_another = |node: &String| node != ask.node;
-                if conditions.and_then(|it| it.ready) == Some(false) {
+                let is_ready = conditions.and_then(|it| it.ready) != Some(false);
+                // DNS, of which headless Services have only the addresses, knows no such.
+                let serves = !self.is_headless()
+                    && conditions.is_some_and(|it| {
+                        it.terminating == Some(true) && it.serving != Some(false)
+                    });
+                if !is_ready && !serves {
                     not_ready += 1;
                 } else if is_local && endpoint.node_name.as_ref().is_some_and(on_another) {
                     elsewhere += 1;
+                } else if !is_ready {
+                    terminating.insert(SocketAddr::new(address, number));
                 } else {
                     found.insert(SocketAddr::new(address, number));
                 }
+            }
+        }
+        for is_v4 in [true, false] {
+            if !found.iter().any(|it| it.is_ipv4() == is_v4) {
+                let of_family = terminating.iter().filter(|it| it.is_ipv4() == is_v4);
+                found.extend(of_family);
             }
         }
         if !found.is_empty() {

@@ -169,6 +169,27 @@ fn without_a_ready_endpoint_it_says_so() {
 }
 
 #[test]
+fn without_a_ready_endpoint_those_that_terminate_and_serve_are_used() {
+    let last = json!({"ready": false, "serving": true, "terminating": true});
+    let mut slices = slices();
+    slices[0]["endpoints"][2]["conditions"] = last;
+    let found = asked(&db(), &slices, "10.96.0.12:80", None).unwrap();
+    assert_eq!(found.destinations, ["10.2.0.1:5432", "10.2.0.2:5432"]);
+    // Each family by itself: there is a ready one of IPv6.
+    for number in [0, 1] {
+        slices[0]["endpoints"][number]["conditions"] =
+            json!({"ready": false, "serving": true, "terminating": false});
+    }
+    let found = asked(&db(), &slices, "10.96.0.12:80", None).unwrap();
+    assert_eq!(found.destinations, ["10.2.0.3:5432"]);
+    let mut headless = db();
+    headless["spec"]["clusterIP"] = "None".into();
+    headless["spec"]["clusterIPs"] = json!(["None"]);
+    let found = asked(&headless, &slices, "svc/db:sql", None).unwrap();
+    assert_eq!(found.destinations, ["[fd00:2::1]:5432"]);
+}
+
+#[test]
 fn a_local_service_has_the_endpoints_of_the_node_alone() {
     let mut service = db();
     service["spec"]["internalTrafficPolicy"] = "Local".into();
