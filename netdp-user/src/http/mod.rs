@@ -70,16 +70,16 @@ impl Response {
     }
 }
 
-/// The longest rest after a piece of work.
-const LONGEST_REST: Duration = Duration::from_secs(1);
+/// The longest pause after a piece of work.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Returns how long a queue rests after work that took so long: work takes a quarter of a core at most,
-/// whoever asks however often, unless one piece takes longer than a third of [`LONGEST_REST`].
-fn rest(worked: Duration) -> Duration {
-    worked.saturating_mul(3).min(LONGEST_REST)
+/// Returns how long a queue pauses after work that took so long: work takes a quarter of a core at most,
+/// whoever asks however often, unless one piece takes longer than a third of [`LONGEST_PAUSE`].
+fn pause(worked: Duration) -> Duration {
+    worked.saturating_mul(3).min(LONGEST_PAUSE)
 }
 
-/// A queue of work that may take long: one piece at a time, and a [`rest`] after each.
+/// A queue of work that may take long: one piece at a time, and a [`pause`] after each.
 #[derive(Debug, Clone)]
 pub(crate) struct Queue {
     turn: Arc<Semaphore>,
@@ -105,11 +105,11 @@ impl Queue {
                 let begun = Instant::now();
                 // Nobody waits any more where the time limit has passed.
                 let _ = answer.send(work());
-                (turn, rest(begun.elapsed()))
+                (turn, pause(begun.elapsed()))
             });
             tokio::spawn(async move {
-                if let Ok((_turn, rest)) = worker.await {
-                    sleep(rest).await;
+                if let Ok((_turn, pause)) = worker.await {
+                    sleep(pause).await;
                 }
             });
             answered.await.ok()
@@ -223,7 +223,7 @@ impl Routes {
 
 #[cfg(test)]
 mod tests {
-    use super::{Queue, Request, Response, Routes, rest};
+    use super::{Queue, Request, Response, Routes, pause};
     use hyper::StatusCode;
     use std::sync::mpsc::channel;
     use std::sync::{Arc, Mutex};
@@ -269,9 +269,9 @@ mod tests {
     #[test]
     fn work_is_a_quarter_of_the_time_at_most() {
         let milliseconds = Duration::from_millis;
-        assert_eq!(rest(milliseconds(20)), milliseconds(60));
-        assert_eq!(rest(milliseconds(2_000)), milliseconds(1_000));
-        assert_eq!(rest(Duration::MAX), milliseconds(1_000));
+        assert_eq!(pause(milliseconds(20)), milliseconds(60));
+        assert_eq!(pause(milliseconds(2_000)), milliseconds(1_000));
+        assert_eq!(pause(Duration::MAX), milliseconds(1_000));
     }
 
     #[test]

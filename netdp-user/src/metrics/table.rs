@@ -116,13 +116,13 @@ metrics! {
     RATIO "netdp_destination_ports_used_ratio" Gauge ["family", "protocol"] 4 Sweep
         "Share of the ports in use towards the destination with most, from 0 to 1.";
     RATIO_MAX "netdp_destination_ports_used_ratio_max" Gauge ["family", "protocol"] 4 Sweep
-        "The highest that a pass of the sweep has found in the last five minutes, before it ended mappings.";
+        "The highest such share that a pass of the sweep has found in the last five minutes, before it ended mappings.";
     PORTS_USED "netdp_destination_ports_used" Gauge ["protocol", "address", "destination", "port"] MOST_TOP Sweep
         "Ports in use towards the destinations with most (--metrics-top), of those with more than a sixteenth.";
     PORTS_USED_MAX "netdp_destination_ports_used_max" Gauge ["protocol", "address", "destination", "port"] MOST_TOP Sweep
         "The most that a pass of the sweep has found in the last five minutes, of the destinations with most then.";
     PORTS "netdp_destination_ports" Gauge ["protocol", "address", "destination", "port"] (2 * MOST_TOP) Sweep
-        "Ports that there are towards the destinations of both.";
+        "Ports, used or free, towards the destinations of netdp_destination_ports_used and netdp_destination_ports_used_max.";
     NS_MAPPINGS "netdp_namespace_mappings" Gauge ["namespace"] (NAMESPACES + 2) Sweep
         "Live mappings of a namespace's pods.";
     NS_CREATED "netdp_namespace_mappings_created_total" Counter ["namespace"] (NAMESPACES + 2) Sweep

@@ -252,7 +252,7 @@ fn after(
     let Some(saved) = saved else {
         let Some((number, boot, time)) = last else {
             // What another log has not told yet, this one does not know.
-            let moved = elsewhere.map(|saved| gap(saved.known_until(), "moved"));
+            let moved = elsewhere.map(|saved| gap(saved.known_until(), "target"));
             return (fresh, moved.into_iter().collect());
         };
         let why = if boot == fresh.boot {
@@ -400,7 +400,7 @@ mod tests {
             target: "/y".into(),
             ..state("b", 1, 70_000)
         };
-        let moved = Some(("moved", 70_000));
+        let moved = Some(("target", 70_000));
         assert_eq!(told(Some(elsewhere), None), (moved, 0), "another log");
     }
 }

@@ -227,7 +227,7 @@ impl Writer {
         let Err((lines, err)) = self.sink.sync() else {
             return true;
         };
-        log::warn!("the NAT log may lack {lines} records: storing them: {err}");
+        log::warn!("the NAT log may lack {lines} records, which could not be stored: {err}");
         self.queue.counters.lose(Cause::Disk, lines);
         self.queue.add_gap(Gap {
             n: Some(lines),
@@ -491,7 +491,7 @@ fn retry<T>(
 fn warn_of(gap: &Gap) {
     log::warn!(
         code:% = Code::LogGap;
-        "the NAT log lacks {} mappings ({}), see docs/nat-log.md {}",
+        "the NAT log lacks {} records ({}), see docs/nat-log.md {}",
         gap.n.map_or_else(|| "some".into(), |n| n.to_string()),
         gap.why,
         Code::LogGap
