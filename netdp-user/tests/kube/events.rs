@@ -183,7 +183,15 @@ fn what_happened_while_the_api_was_away_is_told_afterwards() -> Result<()> {
     let agent = Agent::start(&cluster.bed.node, options)?;
     event(&cluster, &agent, "kube-system", "ConfigApplied")?;
     proxy.set(Fault::Cut);
-    wait_log(&agent, "cannot follow the Kubernetes API")?;
+    // Whichever request notices first tells of it.
+    let told = [
+        "cannot follow the Kubernetes API",
+        "the Kubernetes API does not answer",
+    ];
+    wait_for(RECOVERY, "the agent to notice", || {
+        let log = agent.log();
+        told.iter().any(|words| log.contains(words))
+    })?;
     cluster.bed.node.ip("link delete eth0")?;
     cluster.wait_probe(&agent, "503", "no program is attached")?;
     let before = proxy.requests();
